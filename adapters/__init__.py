@@ -1,0 +1,1 @@
+"""Adapters: everything that joins media features to the frozen text core."""

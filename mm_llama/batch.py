@@ -1,0 +1,52 @@
+"""The type between data and model: token rows, right-padded, and the media that they show.
+
+Shapes: B batch, S positions, M placeholders, N media tokens, E encoder width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Media:
+    """The media of one kind in a batch; several placeholders, also of several rows, may show one item."""
+
+    items: list[Tensor]  # pixels float[3, h, w], or features float[N, E] when `encoded`
+    rows_M: Tensor  # int64, sample row of each placeholder
+    positions_M: Tensor  # int64, its position in the row
+    items_M: Tensor  # int64, the item it shows
+    encoded: bool = False
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Media:
+        """Move the items (and cast them when `dtype` is given)."""
+        return replace(self, items=[item.to(device, dtype) for item in self.items])
+
+
+@dataclass
+class Batch:
+    """Rows of one step. A kind of media that is absent is not a key of `media`."""
+
+    tokens_BS: Tensor  # int64, right-padded with 0; placeholders hold 0 too
+    lengths_B: Tensor  # int64
+    targets_BS: Tensor | None = None  # bool: this token is to be predicted, from the position before it
+    documents_BS: Tensor | None = None  # int64: packed rows
+    media: dict[str, Media] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)  # "file:line" of each row, for messages
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Move every tensor; `dtype` casts the media items."""
+        move = {
+            name: None if value is None else value.to(device)
+            for name, value in (
+                ("tokens_BS", self.tokens_BS),
+                ("lengths_B", self.lengths_B),
+                ("targets_BS", self.targets_BS),
+                ("documents_BS", self.documents_BS),
+            )
+        }
+        media = {kind: item.to(device, dtype) for kind, item in self.media.items()}
+        return replace(self, media=media, **move)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""The text core: a Llama-architecture decoder that knows nothing of media."""
