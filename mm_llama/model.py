@@ -1,0 +1,122 @@
+"""The multimodal model: a frozen text core and the modalities attached to it, one forward for all.
+
+With no media in a batch the operations are the core's own; with media, rows and positions that see none get
+exactly the operations that the plain core gives them (design section 1, "text is unchanged").
+
+Shapes: B batch, S positions, T positions selected by `at`, D core width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mm_llama.batch import Media
+from mm_llama.core.cache import KVCache
+from mm_llama.core.llama import Between, Llama
+from mm_llama.modality import CrossAttended, MediaState, Plan, plan
+
+
+class MultimodalLlama(nn.Module):
+    """A core with modalities by name; parameters are `core.*` and `modality.<name>.{encoder,adapter}.*`."""
+
+    def __init__(self, core: Llama, modalities: Mapping[str, CrossAttended] | None = None) -> None:
+        super().__init__()
+        self.core = core
+        self.modality = nn.ModuleDict(dict(modalities or {}))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype: that of the core's weights."""
+        return self.core.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the core's weights."""
+        return self.core.embedding.weight.device
+
+    def attach(self, media: Mapping[str, Media], documents_BS: Tensor | None = None) -> MediaState | None:
+        """Encode the media of a batch once; None when there are none.
+
+        Raises ValueError when a kind has no adapter here.
+        """
+        state = MediaState()
+        for kind, items in media.items():
+            if kind not in self.modality:
+                attached = ", ".join(self.modality) or "none"
+                raise ValueError(
+                    f"the input holds {kind}s, but no {kind} adapter is attached (attached: {attached}); train one with "
+                    f"`make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run with --adapter"
+                )
+            if len(items.items):
+                state.attached[kind] = self.modality[kind].attach(items, self.dtype, documents_BS)
+        return state if state.attached else None
+
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        *,
+        lengths_B: Tensor | None = None,
+        positions_BS: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+        media: MediaState | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """Return float32 logits [B, S, V], or [T, V] at the True positions of bool[B, S] `at`.
+
+        `media` comes from `attach`; `lengths_B` int64 lets padding skip the media blocks. The rest as in
+        `Llama.forward`; with a cache, `positions_BS` are row slots, else slots are 0..S-1.
+        """
+        if media is None:
+            return self.core(
+                tokens_BS, positions_BS=positions_BS, documents_BS=documents_BS, cache=cache, at=at
+            )
+        if cache is not None and positions_BS is not None:
+            slots_BS = positions_BS
+        else:
+            slots_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
+        return self.core(
+            tokens_BS,
+            positions_BS=positions_BS,
+            documents_BS=documents_BS,
+            cache=cache,
+            between=self._between(media, slots_BS, lengths_B),
+            embeddings_BSD=self._embed(tokens_BS, slots_BS, media),
+            at=at,
+        )
+
+    def _between(self, media: MediaState, slots_BS: Tensor, lengths_B: Tensor | None) -> Between | None:
+        plans: dict[str, Plan] = {}
+        for kind, attached in media.attached.items():
+            found = plan(attached.spans, slots_BS, lengths_B)
+            if found is not None:
+                plans[kind] = found
+        if not plans:
+            return None
+
+        def between(layer: int, hidden_BSD: Tensor) -> Tensor:
+            for kind, found in plans.items():
+                attached = media.attached[kind]
+                hidden_BSD = attached.modality.between(layer, hidden_BSD, attached, found)
+            return hidden_BSD
+
+        return between
+
+    def _embed(self, tokens_BS: Tensor, slots_BS: Tensor, media: MediaState) -> Tensor:
+        """Embed the tokens, with each placeholder's own embedding, which belongs to its adapter."""
+        hidden = self.core.embedding(tokens_BS)
+        first = slots_BS[:, 0].tolist()
+        S = tokens_BS.shape[1]
+        for attached in media.attached.values():
+            here = [
+                row * S + slot - first[row] for row, slot in attached.placeholders if 0 <= slot - first[row] < S
+            ]
+            if here:
+                index = torch.tensor(here, device=hidden.device)
+                embedding = attached.modality.adapter.placeholder.to(hidden.dtype)
+                flat = hidden.flatten(0, 1).index_copy(0, index, embedding.expand(len(here), -1))
+                hidden = flat.view_as(hidden)
+        return hidden
