@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
 
+Ragged = tuple[Tensor, Tensor]
+
 
 class GatedCrossAttention(nn.Module):
     """`h = x + tanh(a) * attention(norm x)`, then `h + tanh(f) * feed_forward(norm h)`; gates open from zero."""
@@ -48,15 +50,16 @@ class GatedCrossAttention(nn.Module):
         x_TD: Tensor,
         keys_GKNd: Tensor,
         values_GKNd: Tensor,
-        query_GL: Tensor | None,
+        ragged: Ragged | None,
         mask_GLN: Tensor | None,
     ) -> Tensor:
         """Return the new states of the gathered positions, float[T, D].
 
-        `query_GL` int64 says which of the T positions are a group's queries (padding repeats one; None when the
-        T positions are G equal groups in order). `mask_GLN` bool[G, 1, N] hides padding media tokens.
+        `ragged` is None when the T positions are G equally long groups in order; otherwise (int64[G, L], int64[T]):
+        which of the T each group's queries are (padding repeats one), and where in G * L each of the T is read
+        back. `mask_GLN` bool[G, 1, N] hides padding media tokens.
         """
-        attended = self.attention(self.attention_norm(x_TD), keys_GKNd, values_GKNd, query_GL, mask_GLN)
+        attended = self.attention(self.attention_norm(x_TD), keys_GKNd, values_GKNd, ragged, mask_GLN)
         x_TD = x_TD + torch.tanh(self.attention_gate).to(x_TD.dtype) * attended
         if self.feed_forward is None:
             return x_TD
@@ -90,22 +93,17 @@ class CrossAttention(nn.Module):
         x_TD: Tensor,
         keys_GKNd: Tensor,
         values_GKNd: Tensor,
-        query_GL: Tensor | None,
+        ragged: Ragged | None,
         mask_GLN: Tensor | None,
     ) -> Tensor:
         """Attend from each group's positions to its media; arguments as in `GatedCrossAttention.forward`."""
         q_TD = self.q(x_TD)
         groups = len(keys_GKNd)
-        q_GLD = q_TD.view(groups, -1, q_TD.shape[-1]) if query_GL is None else q_TD[query_GL]
+        q_GLD = q_TD.view(groups, -1, q_TD.shape[-1]) if ragged is None else q_TD[ragged[0]]
         q_GHLd = self.q_norm(split_heads(q_GLD, self.num_heads))
         out_GLD = merge_heads(attend(q_GHLd, keys_GKNd, values_GKNd, mask_GLN))
-        if query_GL is None:
-            return self.o(out_GLD.flatten(0, 1))
-        # Padding repeats a group's first query, so a plain copy back would be ambiguous: keep the first of each.
-        flat, order = out_GLD.flatten(0, 1), query_GL.flatten()
-        first = torch.full((len(x_TD),), len(order), device=order.device)
-        first = first.scatter_reduce(0, order, torch.arange(len(order), device=order.device), "amin")
-        return self.o(flat.index_select(0, first))
+        out_TD = out_GLD.flatten(0, 1)
+        return self.o(out_TD if ragged is None else out_TD.index_select(0, ragged[1]))
 
 
 def cross_attention_layers(num_layers: int, every: int | None, layers: Sequence[int] | None) -> list[int]:

@@ -84,7 +84,7 @@ class Plan:
     """One forward pass's gathered positions: T of them, in G groups."""
 
     index_T: Tensor  # int64 into the flattened [B * S] states
-    query_GL: Tensor | None  # int64 into T; None when all groups are equally long, in order
+    ragged: tuple[Tensor, Tensor] | None  # int64[G, L] into T, int64[T] into G * L; None: equally long, in order
     items_GM: Tensor  # int64, each group's media
     present_GM: Tensor | None  # bool; None when all groups see equally many
 
@@ -109,21 +109,23 @@ def plan(spans: list[Span], slots_BS: Tensor, lengths_B: Tensor | None) -> Plan 
         return None
     device = slots_BS.device
     lengths = [len(group) for group in groups]
-    query = None
+    ragged = None
     if len(set(lengths)) > 1:
-        # Padding queries repeat the group's first one and are dropped when the result is read back.
-        longest, offset, rows_GL = max(lengths), 0, []
-        for length in lengths:
+        longest, offset = max(lengths), 0
+        queries, back = [], []
+        for group, length in enumerate(lengths):
             columns = torch.arange(longest)
-            rows_GL.append(offset + torch.where(columns < length, columns, 0))
+            # Padding queries repeat the group's first one; they are never read back.
+            queries.append(offset + torch.where(columns < length, columns, 0))
+            back.append(group * longest + torch.arange(length))
             offset += length
-        query = torch.stack(rows_GL).to(device)
+        ragged = (torch.stack(queries).to(device), torch.cat(back).to(device))
     widest = max(map(len, seen))
     items = torch.tensor([[*ids, *[ids[0]] * (widest - len(ids))] for ids in seen])
     present = None
     if any(len(ids) < widest for ids in seen):
         present = torch.tensor([[True] * len(ids) + [False] * (widest - len(ids)) for ids in seen]).to(device)
-    return Plan(torch.cat(groups).to(device), query, items.to(device), present)
+    return Plan(torch.cat(groups).to(device), ragged, items.to(device), present)
 
 
 @dataclass
@@ -197,7 +199,7 @@ class CrossAttended(nn.Module):
         keys_G, values_G = _gather(keys, plan.items_GM), _gather(values, plan.items_GM)
         mask = _token_mask(plan, attached.num_tokens_M, keys.shape[2])
         flat = hidden_BSD.flatten(0, 1)
-        new = block(flat.index_select(0, plan.index_T), keys_G, values_G, plan.query_GL, mask)
+        new = block(flat.index_select(0, plan.index_T), keys_G, values_G, plan.ragged, mask)
         return flat.index_copy(0, plan.index_T, new.to(flat.dtype)).view_as(hidden_BSD)
 
 
