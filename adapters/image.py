@@ -46,6 +46,7 @@ class ImageAdapter(nn.Module):
         """
         super().__init__()
         self.encoder_dim, self.dim = encoder_dim, dim
+        head_dim = head_dim or dim // num_heads
         self.layers = cross_attention_layers(num_layers, every, layers)
         self.projection = Linear(encoder_dim, dim, bias=True)
         self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None

@@ -1,0 +1,242 @@
+"""From config to objects: the only place where DictConfig ends and `_target_` is called."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+import mm_llama
+from mm_llama import schema
+from mm_llama.core.chat import ChatFormat, chat_format
+from mm_llama.core.digest import digest_tensors
+from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
+from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.modality import CrossAttended
+from mm_llama.model import MultimodalLlama
+from mm_llama.paths import conf_dir
+
+if TYPE_CHECKING:
+    from mm_llama.core.weights import LoadedCore
+
+# What a `_target_` may name. Hydra's own blocklist lets loaders of pickles through; an allowlist does not.
+TARGETS = ("encoders.", "adapters.", "mm_llama.", "torch.nn.", "torch.optim.", "timm.create_model")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose one root config of the package as `mm-llama` would, without starting a job."""
+    schema.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain data; a missing or dangling value is a ValueError that names its key."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"the config leaves {', '.join(missing)} open: give a value, for example {missing[0]}=...")
+    try:
+        data = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    except Exception as error:  # OmegaConf has one family for interpolation, one for types
+        raise ValueError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def build(node: Any, **extra: Any) -> Any:
+    """Call the `_target_` of a config node, after every `_target_` in it has passed the allowlist."""
+    check_targets(node)
+    check_neighbours()
+    container = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
+    return instantiate(_resolve_assets(container), **extra, _convert_="all")
+
+
+def check_targets(node: Any, path: str = "") -> None:
+    """Raise ValueError for a `_target_` outside the allowlist, naming its key."""
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None:
+            parts = str(target).split(".")
+            plain = isinstance(target, str) and all(part.isidentifier() and part[0] != "_" for part in parts)
+            if not plain or not any(
+                target == allowed or (allowed.endswith(".") and target.startswith(allowed)) for allowed in TARGETS
+            ):
+                raise ValueError(
+                    f"{path or 'config'}._target_ names {target!r}, which may not be called; allowed are "
+                    f"{', '.join(TARGETS)}"
+                )
+        for key, value in node.items():
+            check_targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            check_targets(value, f"{path}[{index}]")
+
+
+def check_neighbours() -> None:
+    """Raise ValueError when `encoders` or `adapters` is another distribution's package, naming it."""
+    home = Path(mm_llama.__file__).resolve().parent.parent
+    for name in ("encoders", "adapters"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != home / name:
+            raise ValueError(
+                f"the package `{name}` was found at {found}, but mm_llama needs its own beside {home}: uninstall the "
+                f"other distribution (`pip uninstall {name}`) and install mm_llama again"
+            )
+
+
+def resolve_source(source: str) -> Path:
+    """Return the path that a config names: `asset:NAME/PATTERN` is fetched if need be, else a plain path."""
+    if source.startswith("asset:"):
+        from mm_llama.assets import asset, asset_file
+
+        name, _, pattern = source.removeprefix("asset:").partition("/")
+        return asset_file(name, pattern) if pattern else asset(name)
+    return Path(source).expanduser()
+
+
+def _resolve_assets(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _resolve_assets(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_resolve_assets(value) for value in node]
+    return str(resolve_source(node)) if isinstance(node, str) and node.startswith("asset:") else node
+
+
+def core_config(numbers: Mapping[str, Any]) -> LlamaConfig:
+    """Return the core's numbers as its config."""
+    values = dict(numbers)
+    scaling = values.pop("rope_scaling", None)
+    return LlamaConfig(**values, rope_scaling=None if scaling is None else RopeScaling(**scaling))
+
+
+def build_core(cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedCore:
+    """Build or load a core with its tokenizer; the checkpoint's numbers must be the config's."""
+    from mm_llama.core.weights import LoadedCore, load_core
+
+    source = cfg["source"]
+    config = core_config(cfg["numbers"])
+    if source is None:
+        raise ValueError(
+            f"core={cfg['name']} is numbers only: set core.source to a Hugging Face folder, a Meta folder "
+            "(consolidated.*.pth + params.json) or a GGUF file, or to `random` for random weights"
+        )
+    if source == "random":
+        core = Llama(config)
+        core.init_weights(cfg.get("seed", 0))
+        core.digest = digest_tensors(core.state_dict())
+        return LoadedCore(core.to(device, dtype), _tokenizer(cfg, config), cfg["chat"])
+    tokenizer = None if cfg.get("tokenizer") is None else resolve_source(cfg["tokenizer"])
+    loaded = load_core(resolve_source(source), dtype=dtype, device=device, tokenizer_path=tokenizer)
+    differing = [
+        f"{key}={getattr(config, key)} (checkpoint: {getattr(loaded.core.config, key)})"
+        for key in ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "vocab_size", "tied")
+        if getattr(config, key) != getattr(loaded.core.config, key)
+    ]
+    if differing:
+        raise ValueError(
+            f"core.numbers does not describe {source}: {', '.join(differing)}; choose the core=... that fits it"
+        )
+    loaded.chat = cfg["chat"]
+    return loaded
+
+
+def _tokenizer(cfg: Mapping[str, Any], config: LlamaConfig) -> Tokenizer:
+    from mm_llama.core.tokenizer import load_tokenizer
+    from mm_llama.testing.bytes_tokenizer import BytesTokenizer
+
+    name = cfg.get("tokenizer") or "bytes"
+    tokenizer: Tokenizer = BytesTokenizer() if name == "bytes" else load_tokenizer(resolve_source(name))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"core.tokenizer={name} has {tokenizer.vocab_size} tokens, but core.numbers.vocab_size is {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def build_modalities(cfg: Mapping[str, Any], core: LlamaConfig, device: str = "cpu") -> dict[str, CrossAttended]:
+    """Build every modality that the config holds; an empty one (`none`) is left out."""
+    modalities = {}
+    for name, parts in cfg.items():
+        if not parts:
+            continue
+        width = parts["adapter"].get("dim", core.dim)
+        if width != core.dim:
+            raise ValueError(f"modality.{name}.adapter.dim is {width}, but the core is {core.dim} wide")
+        encoder: nn.Module = build(parts["encoder"])
+        adapter: nn.Module = build(parts["adapter"])
+        modalities[name] = CrossAttended(encoder, adapter).to(device)
+    return modalities
+
+
+def build_model(
+    cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
+    """Build the model of a resolved train config: core in `dtype`, everything of it frozen, adapters float32."""
+    loaded = build_core(cfg["core"], dtype, device)
+    assert loaded.tokenizer is not None
+    model = MultimodalLlama(loaded.core, build_modalities(cfg.get("modality", {}), loaded.core.config, device))
+    model.requires_grad_(False).eval()
+    return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
+
+
+def load_model(
+    core: str = "smollm2_135m",
+    adapters: Sequence[str | Path] = (),
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
+    """Build a core by config name or checkpoint path and attach trained adapters by their run folders.
+
+    A run's own config is read as data: what it may build is limited to this package's encoders and adapters.
+    """
+    from mm_llama.stages.checkpoint import load_adapter, read_run_config
+
+    loaded = _core_by_name(core, dtype, device)
+    assert loaded.tokenizer is not None
+    modalities: dict[str, CrossAttended] = {}
+    for run in adapters:
+        parts = {name: part for name, part in read_run_config(run)["modality"].items() if part}
+        for name, part in parts.items():
+            if name in modalities:
+                raise ValueError(f"{run} brings a second {name} adapter; attach one adapter of a kind")
+            for piece in ("encoder", "adapter"):
+                target = str(part[piece].get("_target_"))
+                if not target.startswith(("encoders.", "adapters.")):
+                    raise ValueError(f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build")
+        modalities.update(build_modalities(parts, loaded.core.config, device))
+    model = MultimodalLlama(loaded.core, modalities)
+    model.requires_grad_(False).eval()
+    for run in adapters:
+        load_adapter(model, run)
+    # Inference computes in one dtype; float32 masters are only needed where something trains.
+    for modality in model.modality.values():
+        modality.adapter.to(dtype)
+        if dtype != torch.float32:
+            modality.encoder.to(dtype)
+    return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
+
+
+def _core_by_name(core: str, dtype: torch.dtype, device: str) -> LoadedCore:
+    from mm_llama.core.weights import load_core
+
+    if (conf_dir() / "core" / f"{core}.yaml").is_file():
+        cfg = compose_config("train", [f"core={core}", "stage=none"])
+        resolved = OmegaConf.to_container(cfg.core, resolve=True)
+        assert isinstance(resolved, dict)
+        return build_core({str(key): value for key, value in resolved.items()}, dtype, device)
+    path = Path(core).expanduser()
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in (conf_dir() / "core").glob("*.yaml")))
+        raise ValueError(f"core {core!r} is neither a known name ({names}) nor an existing path")
+    return load_core(path, dtype=dtype, device=device)
