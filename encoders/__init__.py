@@ -1,0 +1,1 @@
+"""Encoders turn media into features and know nothing of language."""
