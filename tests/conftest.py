@@ -1,0 +1,44 @@
+"""What every test gets: torch threads that suit the machine, and the real models and data as fixtures.
+
+Assets are fetched before the tests (`mm-llama assets fetch --for test`); the tests themselves are offline.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mm_llama.assets import TOOLS, asset, find_asset, status_of
+
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(scope="session")
+def asset_dir() -> Callable[[str], Path]:
+    """`asset_dir(name)`: folder of an unpacked asset.
+
+    An asset whose client (npm, apt-get) this machine lacks skips the test; any other missing one fails it.
+    """
+
+    def folder(name: str) -> Path:
+        entry = find_asset(name)
+        if entry.optional and status_of(entry).state == "missing" and shutil.which(TOOLS[entry.kind]) is None:
+            pytest.skip(f"asset {name} needs {TOOLS[entry.kind]}, which this machine lacks")
+        return asset(name, progress=False)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(asset_dir: Callable[[str], Path]) -> Any:
+    """The real default core in fp32, loaded once: a `LoadedCore`. Tests must not change it."""
+    from mm_llama.core.weights import load_core
+
+    (path,) = asset_dir("smollm2_135m").glob("*.gguf")
+    return load_core(path, dtype=torch.float32)
