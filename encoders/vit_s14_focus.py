@@ -1,0 +1,110 @@
+"""A DINOv2-style ViT-S/14 exported to ONNX, for timm's `vit_small_patch14_dinov2`.
+
+The export kept the names of norms, biases and LayerScale, but not those of the linear weights (`onnx::MatMul_1966`):
+those are found through the node that multiplies by them, whose name says which layer it is.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from encoders.onnx_file import OnnxGraph, read_onnx
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+_HEAD = "decoder."  # the saliency head on top of the encoder, left out
+_EMBEDDINGS = "/backbone/embeddings/"
+_MATMUL = re.compile(r"/(backbone/encoder/layer\.\d+/.+)/MatMul")
+_LAYER = re.compile(r"backbone\.encoder\.layer\.(\d+)\.(.+)")
+_OUTER = {
+    "backbone.embeddings.cls_token": "cls_token",
+    "backbone.embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "backbone.embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "backbone.layernorm.weight": "norm.weight",
+    "backbone.layernorm.bias": "norm.bias",
+}
+_INNER = {
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_QKV = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
+
+
+def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The exported encoder as a state dict in timm's names, position embeddings resized to the grid of `model`.
+
+    Every tensor of the file is used, belongs to the saliency head, or is a ValueError.
+    """
+    published = _named(read_onnx(path), path)
+    state: dict[str, Tensor] = {}
+    qkv: dict[tuple[str, str], dict[str, Tensor]] = {}
+    unknown = []
+    for key, tensor in published.items():
+        layer = _LAYER.fullmatch(key)
+        if key in _OUTER:
+            state[_OUTER[key]] = tensor
+        elif layer and (part := _QKV.fullmatch(layer[2])):
+            qkv.setdefault((layer[1], part[2]), {})[part[1]] = tensor
+        elif layer and layer[2] in _INNER:
+            state[f"blocks.{layer[1]}.{_INNER[layer[2]]}"] = tensor
+        elif layer and layer[2].rpartition(".")[0] in _INNER:
+            inner, _, kind = layer[2].rpartition(".")
+            state[f"blocks.{layer[1]}.{_INNER[inner]}.{kind}"] = tensor
+        elif key not in ("position_class", "position_patches"):
+            unknown.append(key)
+    for (number, kind), parts in qkv.items():
+        if set(parts) != {"query", "key", "value"}:
+            raise ValueError(f"{path}: layer {number} has {sorted(parts)} {kind}, expected query, key and value")
+        state[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat([parts["query"], parts["key"], parts["value"]])
+    if unknown:
+        raise ValueError(f"{path}: {len(unknown)} tensors are not of a DINOv2-style ViT, for example {unknown[:3]}")
+    if "position_class" not in published or "position_patches" not in published:
+        raise ValueError(f"{path}: no node of {_EMBEDDINGS} adds position embeddings; is this a DINOv2-style ViT?")
+    patches_1PE = resize_positions(published["position_patches"], model.patch_embed.grid_size)
+    state["pos_embed"] = torch.cat([published["position_class"], patches_1PE], dim=1)
+    return state
+
+
+def resize_positions(positions_1PE: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings of a square grid, float[1, P, E], interpolated to another grid as the exported graph does."""
+    side = math.isqrt(positions_1PE.shape[1])
+    if (side, side) == grid:
+        return positions_1PE
+    map_1Ehw = rearrange(positions_1PE, "1 (h w) E -> 1 E h w", h=side)
+    resized = F.interpolate(map_1Ehw, size=grid, mode="bicubic", align_corners=False)
+    return rearrange(resized, "1 E h w -> 1 (h w) E")
+
+
+def _named(graph: OnnxGraph, path: Path) -> dict[str, Tensor]:
+    """The tensors without the head's, those with generated names under the name that their reader gives them."""
+    named = {key: value for key, value in graph.tensors.items() if "::" not in key and not key.startswith(_HEAD)}
+    anonymous = {key for key in graph.tensors if "::" in key}
+    for node in graph.nodes:
+        for key in anonymous.intersection(node.inputs):
+            tensor = graph.tensors[key]
+            matmul = _MATMUL.fullmatch(node.name)
+            if matmul:
+                # MatMul multiplies from the right by [in, out]; torch keeps linear weights as [out, in].
+                name, tensor = matmul[1].replace("/", ".") + ".weight", tensor.T.contiguous()
+            elif node.name.startswith(_EMBEDDINGS) and tensor.ndim == 3:
+                name = "position_class" if tensor.shape[1] == 1 else "position_patches"
+            else:
+                raise ValueError(f"{path}: {node.op_type} {node.name!r} reads {key}, which fits no part of a ViT")
+            if name in named:
+                raise ValueError(f"{path}: two tensors claim to be {name}")
+            named[name] = tensor
+    unread = anonymous - {key for node in graph.nodes for key in node.inputs}
+    if unread:
+        raise ValueError(f"{path}: no node reads {sorted(unread)[:3]}")
+    return named
