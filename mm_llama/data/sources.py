@@ -92,7 +92,9 @@ class JsonlChat:
 class ChatRows:
     """Rows given in memory: OpenAI-style message lists. Paths are relative to `folder`."""
 
-    def __init__(self, rows: list[list[dict[str, Any]]], *, name: str = "rows", folder: str | Path = ".") -> None:
+    def __init__(
+        self, rows: list[list[dict[str, Any]]], *, name: str = "rows", folder: str | Path = "."
+    ) -> None:
         if not rows:
             raise ValueError(f"{name}: there are no rows")
         self.name = name
@@ -197,7 +199,9 @@ def _resolve(part: Text | MediaPart, folder: Path, index: int) -> Text | MediaPa
 def _data_bytes(address: str, where: str) -> bytes:
     head, comma, body = address.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise ValueError(f"{where}: a data address must look like 'data:image/png;base64,...', not {head[:40]!r}")
+        raise ValueError(
+            f"{where}: a data address must look like 'data:image/png;base64,...', not {head[:40]!r}"
+        )
     try:
         return base64.b64decode(body, validate=True)
     except binascii.Error as error:

@@ -1,0 +1,179 @@
+"""Features of a frozen encoder, computed once and read back from memory-mapped files in every later epoch.
+
+Shapes: n media, N tokens a medium, E encoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mm_llama.data.samples import MediaRef
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+FORMAT = "mm_llama features 1"
+
+
+class FeatureCache:
+    """Features by content key, for one encoder (digest of its weights), one preprocessing and one dtype.
+
+    Another of the three is another folder under `folder`, so a stale feature is never read. Shards are safetensors
+    files, each written whole under a temporary name first; an interrupted `build` goes on where it stopped.
+    """
+
+    def __init__(
+        self, folder: str | Path, encoder_digest: str, preprocess_id: str, *, dtype: str = "bfloat16"
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"features are kept as {' or '.join(DTYPES)}, not {dtype!r}")
+        self.identity = {
+            "format": FORMAT,
+            "encoder": encoder_digest,
+            "preprocess": preprocess_id,
+            "dtype": dtype,
+        }
+        self.dtype = DTYPES[dtype]
+        name = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(folder) / name
+        self._shards: list[Tensor] = []
+        self._rows: dict[str, tuple[int, int]] = {}  # content key -> shard, row of it
+        self.failed: dict[str, str] = {}  # content key -> why `build` could not read the medium
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self._map(path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def get(self, key: str) -> Tensor:
+        """Features [N, E] of a content key, a view of the mapped file: not to be written to."""
+        try:
+            shard, row = self._rows[key]
+        except KeyError:
+            reason = self.failed.get(key, "build the cache over this data first")
+            raise KeyError(f"no cached features for {key} in {self.folder}: {reason}") from None
+        return self._shards[shard][row]
+
+    def __call__(self, ref: MediaRef) -> Tensor:
+        """Features of a medium, as `load_media` wants them; list the kind in `encoded`."""
+        return self.get(ref.key)
+
+    def build(
+        self,
+        refs: Iterable[MediaRef],
+        load: Callable[[MediaRef], Tensor],
+        encode: Callable[[Tensor], Tensor],
+        *,
+        batch_size: int = 32,
+        shard_bytes: int = 128_000_000,
+        on_error: str = "error",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Encode what is not cached yet and give the number of new media.
+
+        `load(ref)` gives pixels [3, h, w]; `encode` maps [n, 3, h, w] to features [n, N, E]; pixels of different
+        sizes are encoded apart. `progress(done, all)` is called after each batch. A medium that cannot be read
+        raises, or with `on_error="skip"` is noted in `failed`, so that the rows that show it fail one by one. Raises
+        ValueError when the encoder gives values that are not finite.
+        """
+        if on_error not in ("error", "skip"):
+            raise ValueError(f"on_error must be 'error' or 'skip', not {on_error!r}")
+        missing = {ref.key: ref for ref in refs if ref.key not in self._rows}
+        keys: list[str] = []
+        parts: list[Tensor] = []
+        size = done = 0
+        readable = self._read(missing.values(), load, on_error == "skip")
+        for batch in _same_size(readable, batch_size):
+            with torch.inference_mode():
+                features = encode(torch.stack([pixels for _, pixels in batch])).to("cpu", self.dtype)
+            if features.ndim != 3 or len(features) != len(batch):
+                raise ValueError(
+                    f"the encoder gave features of shape {list(features.shape)} for {len(batch)} media, not [n, N, E]"
+                )
+            if not features.isfinite().all():
+                bad = next(
+                    ref for (ref, _), item in zip(batch, features, strict=True) if not item.isfinite().all()
+                )
+                raise ValueError(f"the encoder gave values that are not finite for {bad.kind} {bad.source}")
+            if parts and (size >= shard_bytes or parts[-1].shape[1:] != features.shape[1:]):
+                self._write(keys, parts)
+                keys, parts, size = [], [], 0
+            keys += [ref.key for ref, _ in batch]
+            parts.append(features)
+            size += features.nbytes
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(missing))
+        if parts:
+            self._write(keys, parts)
+        return done
+
+    def _read(
+        self, refs: Iterable[MediaRef], load: Callable[[MediaRef], Tensor], skip: bool
+    ) -> Iterator[tuple[MediaRef, Tensor]]:
+        for ref in refs:
+            try:
+                pixels = load(ref)
+            except (ValueError, OSError) as error:
+                if not skip:
+                    raise
+                self.failed[ref.key] = str(error)
+                continue
+            yield ref, pixels
+
+    def _write(self, keys: list[str], parts: list[Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Named by what it holds: two processes that build the same shard put the same file in place.
+        name = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
+        partial = self.folder / f".{name}.{os.getpid()}.partial"
+        metadata = {**self.identity, "keys": json.dumps(keys)}
+        try:
+            save_file({"features": torch.cat(parts)}, partial, metadata=metadata)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, self.folder / f"{name}.safetensors")
+        finally:
+            partial.unlink(missing_ok=True)
+        self._map(self.folder / f"{name}.safetensors")
+
+    def _map(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                features = file.get_tensor("features")
+        except SafetensorError as error:
+            raise ValueError(
+                f"cached features {path} cannot be read ({error}); delete the file and build again"
+            ) from None
+        found = {name: metadata.get(name) for name in self.identity}
+        keys = json.loads(metadata.get("keys", "[]"))
+        if found != self.identity or len(keys) != len(features):
+            raise ValueError(
+                f"cached features {path} are for {found}, expected {self.identity}; delete the file and build again"
+            )
+        self._rows.update({key: (len(self._shards), row) for row, key in enumerate(keys)})
+        self._shards.append(features)
+
+
+def _same_size(
+    media: Iterable[tuple[MediaRef, Tensor]], batch_size: int
+) -> Iterator[list[tuple[MediaRef, Tensor]]]:
+    """Batches of loaded media in their order, each of one size."""
+    batch: list[tuple[MediaRef, Tensor]] = []
+    for ref, pixels in media:
+        if batch and (len(batch) == batch_size or batch[-1][1].shape != pixels.shape):
+            yield batch
+            batch = []
+        batch.append((ref, pixels))
+    if batch:
+        yield batch

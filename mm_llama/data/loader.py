@@ -1,0 +1,364 @@
+"""Batches from a mixture: bucketed by length, in one order whatever the number of workers, resumable anywhere."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mm_llama.batch import Batch
+from mm_llama.core.chat import ChatFormat
+from mm_llama.data.collate import LoadMedia, collate, load_item
+from mm_llama.data.mix import Mixture, Place, permutation
+from mm_llama.data.samples import (
+    KeyOf,
+    MediaRef,
+    Sample,
+    TooLongError,
+    check_length,
+    count_tokens,
+    make_sample,
+)
+
+BATCH_ORDER = 1 << 20  # apart from the source numbers that key a mixture's own shuffles
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next batch: its epoch, the window of samples it is cut from, and its number there."""
+
+    epoch: int = 0
+    window: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that was left out: `too_long`, `bad_row` or `bad_media`."""
+
+    cause: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows of one batch, what was left out on the way to it, and where to go on after it."""
+
+    places: tuple[Place, ...]
+    skips: tuple[Skip, ...]
+    after: Position
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished job. Errors travel as text: raised in a worker they would come back wrapped in its traceback."""
+
+    batch: Batch | None
+    skips: tuple[Skip, ...]
+    after: Position
+    error: str = ""
+
+
+class Loader:
+    """An endless stream of batches over the epochs of a mixture.
+
+    A window of `bucket_batches * batch_size` samples is sorted by length and cut into batches of at most `batch_size`
+    rows and at most `batch_tokens` padded positions (0: no limit); the order of the batches is shuffled. With
+    `bucket_batches` 1 rows stay in the mixture's order. Micro-batches of one update are consecutive batches.
+
+    `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; what is skipped
+    is counted in `skipped` by cause, never replaced by another row, and more than `max_skipped` is an error.
+    `load_media`, `encoded`: see `collate`. `wait_seconds` is the time spent waiting for batches so far.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        chat: ChatFormat,
+        load_media: LoadMedia | None = None,
+        *,
+        batch_size: int,
+        batch_tokens: int = 0,
+        bucket_batches: int = 16,
+        max_tokens: int = 0,
+        encoded: Collection[str] = (),
+        media_keys: Mapping[str, KeyOf] | None = None,
+        num_workers: int = 0,
+        on_error: str = "error",
+        on_too_long: str = "error",
+        max_skipped: int = 100,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("bucket_batches", bucket_batches, 1),
+            ("batch_tokens", batch_tokens, 0),
+            ("max_tokens", max_tokens, 0),
+            ("num_workers", num_workers, 0),
+            ("max_skipped", max_skipped, 0),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {value}")
+        for name, choice in (("on_error", on_error), ("on_too_long", on_too_long)):
+            if choice not in ("error", "skip"):
+                raise ValueError(f"data.{name} must be 'error' or 'skip', not {choice!r}")
+        self.mixture = mixture
+        self.chat = chat
+        self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
+        self.bucket_batches = bucket_batches
+        self.max_tokens = max_tokens
+        self.num_workers = num_workers
+        self.on_error = on_error
+        self.on_too_long = on_too_long
+        self.max_skipped = max_skipped
+        self.position = Position()
+        self.num_batches = 0
+        self.num_samples = 0
+        self.skipped: Counter[str] = Counter()
+        self.skip_examples: list[str] = []
+        self.wait_seconds = 0.0
+        self._work = _Work(mixture, chat, load_media or {}, encoded, media_keys, on_error == "skip")
+        # Lengths are found by rendering; remembered as -1 unknown, 0 not usable.
+        self._lengths = [array("i", [-1]) * len(source) for source in mixture.sources]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the loader stands, without end. A batch counts as consumed when it is handed out."""
+        for result in self._results(self._jobs(self.position)):
+            self._count(result)
+            self.position = result.after
+            if result.batch is not None:
+                self.num_batches += 1
+                self.num_samples += len(result.batch.sources)
+                yield result.batch
+
+    def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """The batches of one whole epoch; where the loader stands does not change."""
+        for result in self._results(self._jobs(Position(number), stop=number + 1)):
+            self._count(result)
+            if result.batch is not None:
+                yield result.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, for JSON: batches handed out count, batches prefetched do not."""
+        return {
+            "order": self._order(),
+            "epoch": self.position.epoch,
+            "window": self.position.window,
+            "batch": self.position.batch,
+            "num_batches": self.num_batches,
+            "num_samples": self.num_samples,
+            "skipped": dict(self.skipped),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Raises ValueError when data or batching have changed since."""
+        now = self._order()
+        for key, value in state["order"].items():
+            if now.get(key) != value:
+                raise ValueError(
+                    f"the data position was saved with {key}={value!r} and now it is {now.get(key)!r}: "
+                    "the order of rows would differ, so this run cannot be resumed exactly"
+                )
+        self.position = Position(state["epoch"], state["window"], state["batch"])
+        self.num_batches = state["num_batches"]
+        self.num_samples = state["num_samples"]
+        self.skipped = Counter(state["skipped"])
+
+    def _order(self) -> dict[str, Any]:
+        return {
+            "mixture": self.mixture.digest,
+            "seed": self.mixture.seed,
+            "chat": self.chat.name,
+            "batch_size": self.batch_size,
+            "batch_tokens": self.batch_tokens,
+            "bucket_batches": self.bucket_batches,
+            "max_tokens": self.max_tokens,
+        }
+
+    def _count(self, result: Result) -> None:
+        for skip in result.skips:
+            self.skipped[skip.cause] += 1
+            if len(self.skip_examples) < 20:
+                self.skip_examples.append(f"{skip.cause}: {skip.what}")
+        if self.skipped.total() > self.max_skipped:
+            causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.skipped.items()))
+            raise ValueError(
+                f"{self.skipped.total()} rows skipped ({causes}), more than data.max_skipped={self.max_skipped}; "
+                f"the last: {result.skips[-1].what if result.skips else 'before this run was resumed'}"
+            )
+        if result.error:
+            raise ValueError(result.error)
+
+    def _results(self, jobs: Iterator[Job]) -> Iterator[Result]:
+        if self.num_workers == 0:
+            results: Iterator[Result] = map(self._work.__getitem__, jobs)
+        else:
+            results = self._start_workers(jobs)
+        while True:
+            start = time.perf_counter()
+            result = next(results, None)
+            self.wait_seconds += time.perf_counter() - start
+            if result is None:
+                return
+            yield result
+
+    def _start_workers(self, jobs: Iterator[Job]) -> Iterator[Result]:
+        # One job is one "sample" to torch, so that its ordered, prefetching worker pool serves as it is. It draws
+        # a seed when it starts: from a generator of its own, so that the global one does not depend on workers.
+        pool = DataLoader(
+            self._work,
+            batch_size=None,
+            sampler=jobs,  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            worker_init_fn=_start_worker,
+            collate_fn=_as_is,
+            generator=torch.Generator(),
+        )
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any fork beside threads; torch's workers are made for it (they use one thread).
+            warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+            return iter(pool)
+
+    def _jobs(self, position: Position, stop: int | None = None) -> Iterator[Job]:
+        """Jobs from `position` to the start of epoch `stop`."""
+        window_size = self.bucket_batches * self.batch_size
+        num_windows = -(-len(self.mixture) // window_size)
+        epoch, window, first = position.epoch, position.window, position.batch
+        empty_windows = 0
+        while stop is None or epoch < stop:
+            batches, skips, error = self._plan(epoch, window, window_size)
+            following = (epoch, window + 1) if window + 1 < num_windows else (epoch + 1, 0)
+            if error:
+                yield Job((), (), Position(epoch, window, first), error)
+                return
+            empty_windows = 0 if batches else empty_windows + 1
+            if empty_windows >= num_windows:
+                # Skips are what is left to say why.
+                yield Job((), skips, Position(*following), "no row of the data can be used")
+                return
+            for number in range(first, max(1, len(batches))):
+                last = number + 1 >= len(batches)
+                after = Position(*following) if last else Position(epoch, window, number + 1)
+                places = batches[number] if batches else ()
+                yield Job(places, skips if number == 0 else (), after)
+            (epoch, window), first = following, 0
+
+    def _plan(
+        self, epoch: int, window: int, size: int
+    ) -> tuple[list[tuple[Place, ...]], tuple[Skip, ...], str]:
+        """The batches of a window in their order, the rows left out, and the error that ends the stream, if any."""
+        skips: list[Skip] = []
+        rows: list[tuple[int, int, Place]] = []
+        start = window * size
+        for index in range(start, min(start + size, len(self.mixture))):
+            place = self.mixture.place(epoch, index)
+            try:
+                rows.append((self._length(place), index, place))
+            except TooLongError as problem:
+                if self.on_too_long == "error":
+                    return [], (), str(problem)
+                skips.append(Skip("too_long", str(problem)))
+            except (ValueError, OSError) as problem:
+                if self.on_error == "error":
+                    return [], (), str(problem)
+                skips.append(Skip("bad_row", str(problem)))
+        if self.bucket_batches > 1:
+            rows.sort()
+        batches = _cut(rows, self.batch_size, self.batch_tokens)
+        if self.mixture.shuffle and self.bucket_batches > 1:
+            order = permutation(len(batches), self.mixture.seed, BATCH_ORDER, epoch, window)
+            batches = [batches[number] for number in order]
+        return batches, tuple(skips), ""
+
+    def _length(self, place: Place) -> int:
+        known = self._lengths[place.source][place.row]
+        if known < 0:
+            known = count_tokens(self.mixture.row(place), self.chat)
+            self._lengths[place.source][place.row] = known
+        limits = [limit for limit in (self.max_tokens, self.batch_tokens) if limit]
+        check_length(known, min(limits, default=0), self.mixture.name_of(place))
+        return known
+
+
+class _Work(Dataset[Result]):
+    """What a worker does: render the rows of a job, load their media, collate."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        chat: ChatFormat,
+        load_media: LoadMedia,
+        encoded: Collection[str],
+        media_keys: Mapping[str, KeyOf] | None,
+        skip_errors: bool,
+    ) -> None:
+        self.mixture = mixture
+        self.chat = chat
+        self.load_media = load_media
+        self.encoded = frozenset(encoded)
+        self.media_keys = media_keys
+        self.skip_errors = skip_errors
+
+    def __getitem__(self, job: Job) -> Result:
+        if job.error or not job.places:
+            return Result(None, job.skips, job.after, job.error)
+        samples: list[Sample] = []
+        skips = list(job.skips)
+        loaded: dict[tuple[str, str], Tensor] = {}
+        for place in job.places:
+            try:
+                sample = make_sample(self.mixture.row(place), self.chat, media_keys=self.media_keys)
+                for ref in sample.media:
+                    if (ref.kind, ref.key) not in loaded:
+                        loaded[ref.kind, ref.key] = load_item(ref, self.load_media, sample.source)
+            except (ValueError, OSError) as problem:
+                if not self.skip_errors:
+                    return Result(None, tuple(skips), job.after, str(problem))
+                skips.append(Skip("bad_media", str(problem)))
+                continue
+            samples.append(sample)
+        if not samples:
+            return Result(None, tuple(skips), job.after)
+        readers: dict[str, Callable[[MediaRef], Tensor]] = {
+            kind: lambda ref: loaded[ref.kind, ref.key] for kind in self.load_media
+        }
+        return Result(collate(samples, readers, encoded=self.encoded), tuple(skips), job.after)
+
+
+def _cut(rows: list[tuple[int, int, Place]], batch_size: int, batch_tokens: int) -> list[tuple[Place, ...]]:
+    """Consecutive rows to batches of at most `batch_size` rows and `batch_tokens` padded positions."""
+    batches: list[tuple[Place, ...]] = []
+    current: list[Place] = []
+    longest = 0
+    for length, _, place in rows:
+        longest = max(longest, length)
+        if current and (
+            len(current) == batch_size or (batch_tokens and longest * (len(current) + 1) > batch_tokens)
+        ):
+            batches.append(tuple(current))
+            current, longest = [], length
+        current.append(place)
+    if current:
+        batches.append(tuple(current))
+    return batches
+
+
+def _start_worker(number: int) -> None:
+    """Signals are the main process's business: a worker that dies of one breaks the save that they ask for."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _as_is(item: Result) -> Result:
+    return item
