@@ -16,9 +16,9 @@ LoadMedia = Mapping[str, Callable[[MediaRef], Tensor]]
 def collate(samples: Sequence[Sample], load_media: LoadMedia, *, encoded: Collection[str] = ()) -> Batch:
     """Pad samples to one Batch.
 
-    `load_media[kind]` gives pixels float[3, h, w], or features float[N, E] for the kinds in `encoded`. A medium is
-    loaded once a batch: samples that share its content key share the item. Kinds that no sample shows are no keys.
-    Raises ValueError naming the sample whose medium cannot be loaded.
+    `load_media[kind]` gives pixels float[3, h, w], or features float[N, E] for the kinds in `encoded`. A
+    medium is loaded once a batch: samples that share its content key share the item. Kinds that no sample
+    shows are no keys. Raises ValueError naming the sample whose medium cannot be loaded.
     """
     if not samples:
         raise ValueError("a batch needs at least one sample")
@@ -45,7 +45,7 @@ def load_item(ref: MediaRef, load_media: LoadMedia, source: str) -> Tensor:
     """Load one medium. Raises ValueError naming the row when it cannot be read."""
     if ref.kind not in load_media:
         raise ValueError(
-            f"{source}: no reader for {ref.kind} media here; this run reads {sorted(load_media) or 'text only'}"
+            f"{source}: no reader for {ref.kind} media here; this run reads {sorted(load_media) or 'text'}"
         )
     try:
         return load_media[ref.kind](ref)

@@ -74,10 +74,10 @@ def holdout_images(image_ids: Iterable[int], *, num_holdout: int, seed: int) -> 
 def write_jsonl(
     root: str | Path, out_dir: str | Path, *, template: str = BARE, num_holdout: int = 400, seed: int = 0
 ) -> dict[str, Path]:
-    """Write `train.jsonl`, `holdout.jsonl`, `test.jsonl` and their pictures under `out_dir`; give the paths by split.
+    """Write `train.jsonl`, `holdout.jsonl`, `test.jsonl` and their pictures under `out_dir`.
 
-    Each row asks one question about one picture; `extra` holds question, answer, type and image number. The folder
-    appears whole or not at all, and is reused when it was made with the same options.
+    Each row asks one question about one picture; `extra` holds question, answer, type and image number. The
+    folder appears whole or not at all, and is reused when it was made with the same options.
     """
     if "{question}" not in template:
         raise ValueError(f"the template must contain '{{question}}', not {template!r}")
@@ -108,7 +108,7 @@ class Majority:
 
 
 def majority(rows: Iterable[VQA]) -> Majority:
-    """Answers of somebody who never looks at the picture, learnt from `rows`; ties go to the first in the alphabet."""
+    """The answers of somebody who never looks, learnt from `rows`; ties go to the first in the alphabet."""
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()

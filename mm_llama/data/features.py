@@ -25,8 +25,9 @@ FORMAT = "mm_llama features 1"
 class FeatureCache:
     """Features by content key, for one encoder (digest of its weights), one preprocessing and one dtype.
 
-    Another of the three is another folder under `folder`, so a stale feature is never read. Shards are safetensors
-    files, each written whole under a temporary name first; an interrupted `build` goes on where it stopped.
+    Another of the three is another folder under `folder`, so a stale feature is never read. Shards are
+    safetensors files, each written whole under a temporary name first; an interrupted `build` goes on where
+    it stopped.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class FeatureCache:
     ) -> int:
         """Encode what is not cached yet and give the number of new media.
 
-        `load(ref)` gives pixels [3, h, w]; `encode` maps [n, 3, h, w] to features [n, N, E]; pixels of different
-        sizes are encoded apart. `progress(done, all)` is called after each batch. A medium that cannot be read
-        raises, or with `on_error="skip"` is noted in `failed`, so that the rows that show it fail one by one. Raises
-        ValueError when the encoder gives values that are not finite.
+        `load(ref)` gives pixels [3, h, w]; `encode` maps [n, 3, h, w] to features [n, N, E]; pixels of
+        different sizes are encoded apart. `progress(done, all)` is called after each batch. A medium that
+        cannot be read raises, or with `on_error="skip"` is noted in `failed`, so that the rows that show it
+        fail one by one. Raises ValueError when the encoder gives values that are not finite.
         """
         if on_error not in ("error", "skip"):
             raise ValueError(f"on_error must be 'error' or 'skip', not {on_error!r}")
@@ -98,7 +99,8 @@ class FeatureCache:
                 features = encode(torch.stack([pixels for _, pixels in batch])).to("cpu", self.dtype)
             if features.ndim != 3 or len(features) != len(batch):
                 raise ValueError(
-                    f"the encoder gave features of shape {list(features.shape)} for {len(batch)} media, not [n, N, E]"
+                    f"the encoder gave features of shape {list(features.shape)} "
+                    f"for {len(batch)} media, not [n, N, E]"
                 )
             if not features.isfinite().all():
                 bad = next(
@@ -159,7 +161,8 @@ class FeatureCache:
         keys = json.loads(metadata.get("keys", "[]"))
         if found != self.identity or len(keys) != len(features):
             raise ValueError(
-                f"cached features {path} are for {found}, expected {self.identity}; delete the file and build again"
+                f"cached features {path} are for {found}, expected {self.identity}; "
+                "delete the file and build again"
             )
         self._rows.update({key: (len(self._shards), row) for row, key in enumerate(keys)})
         self._shards.append(features)

@@ -1,4 +1,4 @@
-"""Batches from a mixture: bucketed by length, in one order whatever the number of workers, resumable anywhere."""
+"""Batches from a mixture: bucketed by length, in one order whatever the worker count, resumable anywhere."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished job. Errors travel as text: raised in a worker they would come back wrapped in its traceback."""
+    """A finished job. Errors travel as text: raised in a worker they would come back with its traceback."""
 
     batch: Batch | None
     skips: tuple[Skip, ...]
@@ -72,13 +72,15 @@ class Result:
 class Loader:
     """An endless stream of batches over the epochs of a mixture.
 
-    A window of `bucket_batches * batch_size` samples is sorted by length and cut into batches of at most `batch_size`
-    rows and at most `batch_tokens` padded positions (0: no limit); the order of the batches is shuffled. With
-    `bucket_batches` 1 rows stay in the mixture's order. Micro-batches of one update are consecutive batches.
+    A window of `bucket_batches * batch_size` samples is sorted by length and cut into batches of at most
+    `batch_size` rows and at most `batch_tokens` padded positions (0: no limit); the order of the batches is
+    shuffled. With `bucket_batches` 1 rows stay in the mixture's order. Micro-batches of one update are
+    consecutive batches.
 
-    `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; what is skipped
-    is counted in `skipped` by cause, never replaced by another row, and more than `max_skipped` is an error.
-    `load_media`, `encoded`: see `collate`. `wait_seconds` is the time spent waiting for batches so far.
+    `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; what
+    is skipped is counted in `skipped` by cause, never replaced by another row, and more than `max_skipped`
+    is an error. `load_media`, `encoded`: see `collate`. `wait_seconds` is the time spent waiting for
+    batches so far.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Loader:
         self._lengths = [array("i", [-1]) * len(source) for source in mixture.sources]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the loader stands, without end. A batch counts as consumed when it is handed out."""
+        """Batches from where the loader stands, without end. Handing out a batch moves the loader on."""
         for result in self._results(self._jobs(self.position)):
             self._count(result)
             self.position = result.after
@@ -193,7 +195,8 @@ class Loader:
         if self.skipped.total() > self.max_skipped:
             causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.skipped.items()))
             raise ValueError(
-                f"{self.skipped.total()} rows skipped ({causes}), more than data.max_skipped={self.max_skipped}; "
+                f"{self.skipped.total()} rows skipped ({causes}), "
+                f"more than data.max_skipped={self.max_skipped}; "
                 f"the last: {result.skips[-1].what if result.skips else 'before this run was resumed'}"
             )
         if result.error:
@@ -213,8 +216,9 @@ class Loader:
             yield result
 
     def _start_workers(self, jobs: Iterator[Job]) -> Iterator[Result]:
-        # One job is one "sample" to torch, so that its ordered, prefetching worker pool serves as it is. It draws
-        # a seed when it starts: from a generator of its own, so that the global one does not depend on workers.
+        # One job is one "sample" to torch, so that its ordered, prefetching worker pool serves as it is. It
+        # draws a seed when it starts: from a generator of its own, so that the global one does not depend
+        # on workers.
         pool = DataLoader(
             self._work,
             batch_size=None,
@@ -225,7 +229,8 @@ class Loader:
             generator=torch.Generator(),
         )
         with warnings.catch_warnings():
-            # Python 3.12 warns of any fork beside threads; torch's workers are made for it (they use one thread).
+            # Python 3.12 warns of any fork beside threads; torch's workers are made for it (they use one
+            # thread).
             warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
             return iter(pool)
 
@@ -256,7 +261,7 @@ class Loader:
     def _plan(
         self, epoch: int, window: int, size: int
     ) -> tuple[list[tuple[Place, ...]], tuple[Skip, ...], str]:
-        """The batches of a window in their order, the rows left out, and the error that ends the stream, if any."""
+        """The batches of a window in their order, the rows left out, and the error that ends the stream."""
         skips: list[Skip] = []
         rows: list[tuple[int, int, Place]] = []
         start = window * size
@@ -354,7 +359,7 @@ def _cut(rows: list[tuple[int, int, Place]], batch_size: int, batch_tokens: int)
 
 
 def _start_worker(number: int) -> None:
-    """Signals are the main process's business: a worker that dies of one breaks the save that they ask for."""
+    """Signals are the main process's business: a worker that dies of one breaks the save they ask for."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

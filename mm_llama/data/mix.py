@@ -1,8 +1,8 @@
 """Mixtures: which row comes at which place, as a pure function of (seed, epoch, index).
 
-Without weights an epoch is every row of every source once, shuffled together. With weights, sources alternate in
-a fixed pattern that keeps each source within one row of its share at every point, and each source runs through
-its own shuffles, one after the other, however often its weight asks for it.
+Without weights an epoch is every row of every source once, shuffled together. With weights, sources
+alternate in a fixed pattern that keeps each source within one row of its share at every point, and each
+source runs through its own shuffles, one after the other, however often its weight asks for it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class Place:
 class Mixture:
     """Sources and their weights.
 
-    `weights` None: all rows of all sources once an epoch. Otherwise positive numbers, one a source, as shares of the
-    samples; they are kept exactly when they have a common denominator up to 10,000. `epoch_size` is the length of an
-    epoch (default: the number of rows of all sources); with weights an epoch is only a unit of counting.
+    `weights` None: all rows of all sources once an epoch. Otherwise positive numbers, one a source, as
+    shares of the samples; they are kept exactly when they have a common denominator up to 10,000.
+    `epoch_size` is the length of an epoch (default: the number of rows of all sources); with weights an
+    epoch is only a unit of counting.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Mixture:
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
     """A shuffle of range(size), int64[size], that depends on the key alone.
 
-    Argsort of raw PCG64 output, because only bit generators (not `Generator.permutation`) promise the same stream in
-    every numpy version.
+    Argsort of raw PCG64 output, because only bit generators (not `Generator.permutation`) promise the same
+    stream in every numpy version.
     """
     order = np.argsort(np.random.PCG64(np.random.SeedSequence(list(key))).random_raw(size), kind="stable")
     order.setflags(write=False)
@@ -140,10 +141,10 @@ def _shares(weights: Sequence[float], num_sources: int) -> list[int]:
 
 
 def _pattern(counts: Sequence[int]) -> list[int]:
-    """Order of the sources in one period: earliest deadline first, which keeps every prefix within one of its quota.
+    """Order of the sources in one period: earliest deadline first keeps every prefix within one of its quota.
 
-    The k-th row of a source may come from step floor(k P / n) on and must come before step ceil((k + 1) P / n),
-    as in proportionate-fair scheduling (Baruah et al. 1996) with one processor.
+    The k-th row of a source may come from step floor(k P / n) on and must come before step ceil((k + 1) P /
+    n), as in proportionate-fair scheduling (Baruah et al. 1996) with one processor.
     """
     period = sum(counts)
     taken = [0] * len(counts)

@@ -17,7 +17,7 @@ KeyOf = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class MediaRef:
-    """One medium in a row: where its placeholder stands, where it comes from, and what identifies its content."""
+    """One medium in a row: its placeholder's position, where it comes from, what identifies its content."""
 
     kind: str
     position: int
@@ -49,8 +49,9 @@ def make_sample(
 ) -> Sample:
     """Render `row` with `chat`.
 
-    `max_tokens` 0 means no limit; a longer row raises TooLongError, it is never cut. `media_keys` gives, for each
-    kind of media, the function from source to content key (default: images). Errors begin with the row's source.
+    `max_tokens` 0 means no limit; a longer row raises TooLongError, it is never cut. `media_keys` gives,
+    for each kind of media, the function from source to content key (default: images). Errors begin with the
+    row's source.
     """
     keys = {"image": image_key} if media_keys is None else media_keys
     rendered = _render(row, chat)
@@ -59,7 +60,8 @@ def make_sample(
     for placeholder in rendered.media:
         if placeholder.kind not in keys:
             raise ValueError(
-                f"{row.source}: no reader for {placeholder.kind} media here; this run reads {sorted(keys) or 'text only'}"
+                f"{row.source}: no reader for {placeholder.kind} media here; "
+                f"this run reads {sorted(keys) or 'text'}"
             )
         try:
             key = _content_key(keys[placeholder.kind], placeholder.source)

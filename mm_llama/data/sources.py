@@ -1,8 +1,9 @@
 """Source rows: chats from JSONL files, read by index, with errors that name the file and the line.
 
-A line is one object: `{"messages": [{"role": ..., "content": ...}], "id": ..., "extra": {...}}`. Content is a
-string or a list of parts (`{"type": "text", "text": ...}`, `{"type": "image", "path": ...}`, and the OpenAI forms
-`image_url` and so on). Paths are relative to the file's folder. `extra` is carried along untouched.
+A line is one object: `{"messages": [{"role": ..., "content": ...}], "id": ..., "extra": {...}}`. Content is
+a string or a list of parts (`{"type": "text", "text": ...}`, `{"type": "image", "path": ...}`, and the
+OpenAI forms `image_url` and so on). Paths are relative to the file's folder. `extra` is carried along
+untouched.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def _check_answers(messages: tuple[Message, ...]) -> None:
 
 
 def _resolve(part: Text | MediaPart, folder: Path, index: int) -> Text | MediaPart:
-    """Media named by a string become an absolute path (of a file that exists) or, for data addresses, bytes."""
+    """Media named by a string become the absolute path of a file that exists or, for data addresses, bytes."""
     if not isinstance(part, MediaPart) or not isinstance(part.source, str):
         return part
     where = f"messages[{index}]"
@@ -188,7 +189,8 @@ def _resolve(part: Text | MediaPart, folder: Path, index: int) -> Text | MediaPa
         return replace(part, source=_data_bytes(part.source, where))
     if "://" in part.source[:16]:
         raise ValueError(
-            f"{where}: {part.kind} {part.source!r} is an address; data files hold paths (download the file first)"
+            f"{where}: {part.kind} {part.source!r} is an address; "
+            "data files hold paths (download the file first)"
         )
     path = (folder / part.source).absolute()
     if not path.is_file():

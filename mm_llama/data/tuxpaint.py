@@ -1,7 +1,7 @@
 """The captioned pictures of Tux Paint (Debian package `tuxpaint-stamps-default`) as JSONL caption chats.
 
-Splits are by group: stamps with the same caption, the same picture, or stems that differ only by a variant ending
-(`frog`, `frog-1`; `b_filled`, `b_outlined`) always stand on the same side.
+Splits are by group: stamps with the same caption, the same picture, or stems that differ only by a variant
+ending (`frog`, `frog-1`; `b_filled`, `b_outlined`) always stand on the same side.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def write_jsonl(
 ) -> dict[str, Path]:
     """Write `train.jsonl`, `holdout.jsonl`, `test.jsonl` and the pictures, on white, under `out_dir`.
 
-    An empty `prompt` leaves the picture alone before its caption. `extra` holds caption, stem, category and group.
-    The folder appears whole or not at all, and is reused when it was made with the same options.
+    An empty `prompt` leaves the picture alone before its caption. `extra` holds caption, stem, category and
+    group. The folder appears whole or not at all, and is reused when it was made with the same options.
     """
     options = {"prompt": prompt, "exclude": sorted(exclude), "seed": seed}
 
@@ -120,7 +120,7 @@ def _groups(stamps: list[tuple[Path, str, str]]) -> dict[str, str]:
 
 
 def base_stem(stem: str) -> str:
-    """A stem without the ending that tells variants of one motif apart; kept when nothing else would be left."""
+    """A stem without the ending that tells variants of one motif apart, unless nothing else would be left."""
     folder, _, name = stem.rpartition("/")
     return f"{folder}/{_VARIANT.sub('', name) or name}"
 
