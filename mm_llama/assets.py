@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mm_llama.archives import unpack_members
+from mm_llama.paths import cache_dir
 
 USES = ("demo", "test", "recipes")
 TOOLS = {"pypi-wheel": "pip", "pypi-sdist": "pip", "npm": "npm", "debian": "apt-get"}
@@ -69,11 +70,6 @@ class AssetStatus:
     state: str
     folder: Path
     detail: str = ""
-
-
-def cache_dir() -> Path:
-    """The cache folder: `MM_LLAMA_CACHE`, else `~/.cache/mm_llama`."""
-    return Path(os.environ.get("MM_LLAMA_CACHE") or "~/.cache/mm_llama").expanduser().absolute()
 
 
 @cache
@@ -131,7 +127,7 @@ def asset_status() -> list[AssetStatus]:
 
 def status_of(asset: Asset, cache: Path | None = None) -> AssetStatus:
     """State of one asset: the receipt must be of the pinned file and every unpacked file of its full size."""
-    folder = (cache or cache_dir()) / "assets" / asset.folder_name
+    folder = (cache or cache_dir()).absolute() / "assets" / asset.folder_name
     receipt = folder / RECEIPT
     if not folder.exists():
         return AssetStatus(asset, "missing", folder)
