@@ -1,0 +1,171 @@
+"""A published checkpoint under the core's own tensor names; a tensor is read only when it is asked for.
+
+Each format (Hugging Face, Meta, GGUF) says where its tensors lie. Here their names, shapes and dtypes are held
+against the core, every difference in one error, and then copied one by one into a core that was built on the
+meta device: peak memory is the model itself and one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mm_llama.core.llama import Llama, LlamaConfig
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a checkpoint: its published name, what it is, and how to read it."""
+
+    published: str
+    shape: Shape
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The core's tensor names mapped to the tensors as stored; every access reads the file anew."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self.entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.entries[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def finite(self) -> StoredTensors:
+        """Return the same tensors, each refused when it is read and holds NaN or infinity."""
+
+        def guarded(entry: Entry) -> Entry:
+            def read() -> Tensor:
+                tensor = entry.read()
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"{entry.published} holds NaN or infinity: the checkpoint is damaged")
+                return tensor
+
+            return replace(entry, read=read)
+
+        return StoredTensors({name: guarded(entry) for name, entry in self.entries.items()})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has passed its checks, nothing of it read yet."""
+
+    config: LlamaConfig
+    tensors: StoredTensors
+    files: tuple[Path, ...]  # what its digest depends on
+    chat: str  # "llama3", "chatml" or "plain"
+    tokenizer_path: Path | None
+    digest: str = ""  # where it is already known
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a format calls the core's tensors."""
+
+    layers: str  # what stands before the layer number
+    parts: Mapping[str, str]  # the core's name without "layers.N." and ".weight" -> theirs
+
+    def of(self, name: str) -> str:
+        """Return the published name of a tensor of the core."""
+        stem = name.removesuffix(".weight")
+        if not stem.startswith("layers."):
+            return f"{self.parts[stem]}.weight"
+        _, index, part = stem.split(".", 2)
+        return f"{self.layers}{index}.{self.parts[part]}.weight"
+
+
+def core_shapes(config: LlamaConfig) -> dict[str, Shape]:
+    """Return the name and shape of every tensor of a core, allocating nothing."""
+    with torch.device("meta"):
+        core = Llama(config)
+    return {name: tuple(weight.shape) for name, weight in core.named_parameters()}
+
+
+def check_tensors(
+    where: str,
+    *,
+    expected: Mapping[str, Shape],
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, torch.dtype],
+    asked_by: str,
+) -> None:
+    """Raise one ValueError that names every missing, unknown, mis-shaped or non-float tensor.
+
+    All names are the published ones; `asked_by` is the file that the expected shapes come from.
+    """
+    problems = []
+    missing = [name for name in expected if name not in shapes]
+    if missing:
+        problems.append(f"{_counted(missing, 'tensor')} missing: {listed(missing)}")
+    unknown = [name for name in shapes if name not in expected]
+    if unknown:
+        problems.append(f"{_counted(unknown, 'tensor')} unknown: {listed(unknown)}")
+    wrong = [
+        f"{name} is {list(shapes[name])} where {asked_by} asks for {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name]) != tuple(shape)
+    ]
+    if wrong:
+        problems.append(f"{_counted(wrong, 'tensor')} of the wrong shape: {listed(wrong)}")
+    quantised = [
+        f"{name} ({str(dtypes[name]).removeprefix('torch.')})"
+        for name in expected
+        if name in dtypes and dtypes[name] not in FLOATS
+    ]
+    if quantised:
+        problems.append(
+            f"{_counted(quantised, 'tensor')} not stored as float32, bfloat16, float16 or float64 "
+            f"(quantised checkpoints are read as GGUF only): {listed(quantised)}"
+        )
+    if problems:
+        raise ValueError(f"{where}: " + "; ".join(problems))
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return up to `most` names and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def filled_core(
+    config: LlamaConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Llama:
+    """Return a core that holds `tensors` in `dtype` (None: each as stored), read one at a time."""
+    with torch.device("meta"):
+        core = Llama(config)
+    for name, placeholder in list(core.named_parameters()):
+        stored = tensors[name]
+        weight = torch.empty(placeholder.shape, dtype=dtype or stored.dtype, device=device)
+        weight.copy_(stored)
+        owner, _, leaf = name.rpartition(".")
+        setattr(core.get_submodule(owner), leaf, nn.Parameter(weight))
+    return core
+
+
+def half_split(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorder q or k rows from interleaved rotary pairs (2i, 2i+1) to half-split pairs (i, i + d/2)."""
+    rows, columns = weight.shape
+    return weight.view(num_heads, rows // num_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def _counted(things: list[str], noun: str) -> str:
+    return f"1 {noun} is" if len(things) == 1 else f"{len(things)} {noun}s are"
