@@ -1,0 +1,79 @@
+"""Prompts -> Batch: right-padded ids, and each medium read once however many places show it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_llama.batch import Batch
+from mm_llama.core.chat import Placeholder, Rendered
+from mm_llama.core.llama import Llama
+from mm_llama.data.collate import collate
+from mm_llama.data.decode import image_key, open_image
+from mm_llama.data.samples import MediaRef, Sample
+from mm_llama.model import MultimodalLlama
+
+Prompt = Rendered | Sequence[int] | tuple[Sequence[int], Sequence[Placeholder]]
+
+# How the sources of a kind are opened for its encoder's `preprocess`, and what makes two of them the same.
+_OPEN: dict[str, Callable[[Any], Any]] = {"image": open_image}
+_KEY: dict[str, Callable[[Any], str]] = {"image": image_key}
+
+
+def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch) -> Batch:
+    """Collate prompts for `model`; a ready Batch is returned as it is.
+
+    A medium's source is what its kind opens (for pictures a path, bytes or a PIL picture), or pixels that went
+    through the encoder's `preprocess` already, as a tensor. Raises ValueError naming the prompt whose medium
+    cannot be read, and for a kind that has no adapter.
+    """
+    if isinstance(prompts, Batch):
+        return prompts
+    if not prompts:
+        nothing = torch.zeros(0, 0, dtype=torch.long)
+        return Batch(nothing, torch.zeros(0, dtype=torch.long))
+    samples = [_sample(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
+    kinds = {ref.kind for sample in samples for ref in sample.media}
+    attached = {} if isinstance(model, Llama) else dict(model.modality.items())
+    if missing := sorted(kinds - attached.keys()):
+        raise ValueError(_no_adapter(missing[0], list(attached)))
+    return collate(samples, {kind: _reader(kind, attached[kind].encoder) for kind in kinds})
+
+
+def _no_adapter(kind: str, attached: Sequence[str]) -> str:
+    return (
+        f"the input holds {kind}s, but no {kind} adapter is attached (attached: {', '.join(attached) or 'none'}): "
+        f"train one with `make demo` or `mm-llama train stage={kind}_pretrain ...`, then attach its run, "
+        f"for example load(adapters=['runs/demo/{kind}'])"
+    )
+
+
+def _sample(prompt: Prompt, name: str) -> Sample:
+    if isinstance(prompt, Rendered):
+        tokens, media = prompt.tokens, prompt.media
+    elif isinstance(prompt, tuple) and len(prompt) == 2 and not isinstance(prompt[0], int):
+        tokens, media = prompt  # type: ignore[assignment]
+    else:
+        tokens, media = prompt, []  # type: ignore[assignment]
+    refs = [MediaRef(item.kind, item.position, item.source, _key(item, name)) for item in media]
+    return Sample(list(tokens), [False] * len(tokens), refs, name)
+
+
+def _key(item: Placeholder, name: str) -> str:
+    if isinstance(item.source, Tensor) or item.kind not in _KEY:
+        return f"object {id(item.source)}"
+    try:
+        return _KEY[item.kind](item.source)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _reader(kind: str, encoder: Any) -> Callable[[MediaRef], Tensor]:
+    def read(ref: MediaRef) -> Tensor:
+        if isinstance(ref.source, Tensor):
+            return ref.source
+        pixels: Tensor = encoder.preprocess(_OPEN[kind](ref.source) if kind in _OPEN else ref.source)
+        return pixels
+
+    return read

@@ -1,0 +1,158 @@
+"""A model to talk to, in two lines: `model = load("smollm2_135m", adapters=["runs/demo/image"])`, `model.chat(...)`.
+
+Importing this module imports no torch; `load` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+if TYPE_CHECKING:
+    import torch
+
+    from mm_llama.core.chat import ChatFormat, Message
+    from mm_llama.core.tokenizer import Tokenizer
+    from mm_llama.generation.engine import TextStream
+    from mm_llama.model import MultimodalLlama
+
+Messages = str | Sequence[Mapping[str, Any]]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(
+    core: str = "smollm2_135m",
+    adapters: Sequence[str | Path] = (),
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Assistant:
+    """Load a core (a name of conf/core or a checkpoint's path) and attach trained adapters (their run folders).
+
+    `dtype` "auto" is bfloat16 where the device computes in it, else float32. `threads` sets torch's number of
+    threads for the whole process. Raises ValueError for an adapter that was trained on another core, naming both.
+    """
+    if isinstance(adapters, str | Path):
+        adapters = [adapters]
+    for run in adapters:
+        if not Path(run).is_dir():
+            raise FileNotFoundError(f"there is no adapter run at {run}: expected the folder of a finished stage")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1")
+
+    import torch
+
+    from mm_llama.build import load_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, tokenizer, chat_format = load_model(core, adapters, choose_dtype(dtype, device), device)
+    return Assistant(model, tokenizer, chat_format)
+
+
+def choose_dtype(name: str, device: str = "cpu") -> torch.dtype:
+    """The torch dtype of "float32", "bfloat16", "float16", or "auto"."""
+    import torch
+
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+    if name != "auto":
+        found: torch.dtype = getattr(torch, name)
+        return found
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
+    fast = torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+class Assistant:
+    """A model with its tokenizer and chat format. `model.core` is the text model, `model.modality` what it sees with."""
+
+    def __init__(self, model: MultimodalLlama, tokenizer: Tokenizer, chat_format: ChatFormat) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.chat_format = chat_format
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+        system: str | None = ...,
+        stream: Literal[False] = ...,
+        compile: bool = ...,
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+        system: str | None = ...,
+        stream: Literal[True],
+        compile: bool = ...,
+    ) -> TextStream: ...
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        system: str | None = None,
+        stream: bool = False,
+        compile: bool = False,
+    ) -> str | TextStream:
+        """Answer a question (a string) or continue a conversation (OpenAI-style messages) as the assistant.
+
+        A part of a message's content is text, or a picture as a path, the bytes of a file or a PIL picture:
+        `{"type": "image", "path": "cat.jpg"}`. Greedy unless `temperature` is above 0. `stream=True` gives an
+        iterator of text pieces whose `result` is the whole answer with its tokens, stop reason and times.
+        Raises ValueError for messages that cannot be answered, pictures without an image adapter, and a
+        conversation that with its answer does not fit the core's context: nothing is ever cut.
+        """
+        from mm_llama.generation.engine import stream as stream_of
+        from mm_llama.generation.sampling import Sampling
+
+        pieces = stream_of(
+            self.model,
+            self.chat_format.render(self._conversation(messages, system), open_assistant=True),
+            tokenizer=self.tokenizer,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            stop=self.chat_format.stop,
+            compile=compile,
+        )
+        return pieces if stream else pieces.result.text
+
+    def _conversation(self, messages: Messages, system: str | None) -> list[Message]:
+        from mm_llama.core.chat import Message, Text, messages_from_dicts
+
+        rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        conversation = messages_from_dicts(rows)
+        if not conversation:
+            raise ValueError("there are no messages, so nothing to answer")
+        if conversation[-1].role == "assistant":
+            raise ValueError("the last message is the assistant's own: end with the message that is to be answered")
+        if system is not None:
+            if conversation[0].role == "system":
+                raise ValueError("`system` was given, but the messages begin with a system message too; drop one")
+            conversation.insert(0, Message("system", (Text(system),)))
+        return conversation
