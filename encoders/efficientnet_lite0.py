@@ -1,21 +1,29 @@
 """EfficientNet-Lite0 weights in the original TensorFlow-style names, for timm's `tf_efficientnet_lite0`.
 
-The published file names its blocks in one running count (`_blocks.0` to `_blocks.15`); timm counts stages and blocks
-within a stage. The first block has no expansion, so the same suffix means another layer there than in all later ones.
+The published file names its blocks in one running count (`_blocks.0` to `_blocks.15`); timm counts stages
+and blocks within a stage. The first block has no expansion, so the same suffix means another layer there
+than in all later ones.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
 
 _BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 _BLOCK_OF = [(stage, block) for stage, num in enumerate(_BLOCKS_PER_STAGE) for block in range(num)]
-_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _LATER_BLOCKS = {
     "_expand_conv": "conv_pw",
@@ -43,7 +51,7 @@ def timm_name(key: str) -> str | None:
     return None
 
 
-def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
+def read_weights(path: Path, model: Any) -> dict[str, Tensor]:
     """The published `.pth` file as a state dict in timm's names; a key that fits no pattern is a ValueError.
 
     `model` is not needed here: EfficientNet's tensors are the same at every picture size.

@@ -1,19 +1,27 @@
 """Reads the tensors and the wiring of an ONNX file without the onnx package.
 
-Enough of the protobuf wire format (varints and length-delimited fields) to list a graph's initializers and nodes; field
-numbers are those of onnx.proto (ModelProto.graph 7; GraphProto.node 1, initializer 5; NodeProto.input 1, output 2,
-name 3, op_type 4; TensorProto.dims 1, data_type 2, float_data 4, name 8, raw_data 9).
+Enough of the protobuf wire format (varints and length-delimited fields) to list a graph's initializers and
+nodes. Field numbers are those of onnx.proto: ModelProto.graph 7; GraphProto.node 1, initializer 5;
+NodeProto.input 1, output 2, name 3, op_type 4; TensorProto.dims 1, data_type 2, float_data 4, name 8,
+raw_data 9, external_data 13, data_location 14.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_DTYPES = {1: np.dtype("<f4"), 6: np.dtype("<i4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    6: np.dtype("<i4"),
+    7: np.dtype("<i8"),
+    10: np.dtype("<f2"),
+    11: np.dtype("<f8"),
+}
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,26 @@
-"""Any timm model as an image encoder: several intermediate layers out, as in section 7.1 of "The Llama 3 Herd of Models".
+"""Any timm model as an image encoder with several layers out (section 7.2 of "The Llama 3 Herd of Models").
 
-Contrastively trained encoders lose localisation in their last layers, so the features of several depths are put beside
-each other on the channel axis. Vision transformers (tokens) and convolutional networks (maps of different strides)
-come out alike: one row-major grid of N tokens of width E.
+Contrastively trained encoders lose localisation in their last layers, so the features of several depths are
+put beside each other on the channel axis. Vision transformers (tokens) and convolutional networks (maps of
+different strides) come out alike: one row-major grid of N tokens of width E.
 
 Shapes: M media items, h w pixel height and width, N media tokens of one picture, E encoder width.
 """
 
-import difflib
-import importlib
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-# Readers of published weight files; each module offers read_weights(path, model), MEAN and STD.
-_READERS = {"efficientnet_lite0": "encoders.efficientnet_lite0", "dinov2_onnx": "encoders.vit_s14_focus"}
+from encoders.timm_weights import READERS, load_timm
+
 _INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,17 +31,22 @@ _INTERPOLATION = {
 class TimmImage(nn.Module):
     """A timm model whose chosen layers become picture features float[M, N, E].
 
-    `layers` are indices into the model's own list of taps (blocks of a transformer, stages of a convolutional network;
-    negative from the end), ascending. `final` adds what the model itself ends with, after its last norm or head
-    convolution; it is on when no layers are given. `norm` applies the last norm to the intermediate layers too.
-    Parts of the model behind the last tap are removed, so every parameter kept has an effect.
+    `layers` are indices into the model's own list of taps (blocks of a transformer, stages of a
+    convolutional network; negative from the end), ascending. `final` adds what the model itself ends with,
+    after its last norm or head convolution; it is on when no layers are given. `norm` applies the last norm
+    to the intermediate layers too. Parts of the model behind the last tap are removed, so every parameter
+    kept has an effect.
 
-    Maps of unequal size meet on `grid` (default: that of the last tap): a finer map is averaged down exactly, or, with
-    `reduce="space_to_depth"`, its cells are stacked on the channel axis; a coarser one is interpolated bilinearly.
+    Maps of unequal size meet on `grid` (default: that of the last tap): a finer map is averaged down
+    exactly, or, with `reduce="space_to_depth"`, its cells are stacked on the channel axis; a coarser one is
+    interpolated. Prefix tokens (class token, registers) are left out unless `keep_prefix`.
 
-    `weights` is a file, "pretrained" (timm downloads) or None (random by `seed`). `weights_format` says whose names the
-    file uses: "timm", "efficientnet_lite0", "dinov2_onnx". `mean` and `std` default to what the weights were made with.
-    `dim`, when given, is checked against the width that the chosen layers have.
+    `weights` is a file, "pretrained" (timm downloads) or None (random by `seed`). `weights_format` says
+    whose names the file uses: "timm", "efficientnet_lite0", "dinov2_onnx". `mean` and `std` default to
+    those of the weights. `dim`, when given, is checked against the width that the chosen layers have.
+
+    `resize_mode`: "squash" ignores the picture's proportions, "pad" fits it in the middle of `pad_value`
+    (0..1, default `mean`), "crop" takes the middle, `crop_fraction` of the largest part that fits.
 
     Nothing here freezes anything: gradients flow, and a frozen encoder is put into `eval()` by its owner.
     """
@@ -73,7 +74,7 @@ class TimmImage(nn.Module):
         dim: int | None = None,
     ) -> None:
         super().__init__()
-        _one_of("weights_format", weights_format, ["timm", *_READERS])
+        _one_of("weights_format", weights_format, ["timm", *READERS])
         _one_of("reduce", reduce, ["average", "space_to_depth"])
         _one_of("interpolation", interpolation, list(_INTERPOLATION))
         _one_of("resize_mode", resize_mode, ["squash", "pad", "crop"])
@@ -83,7 +84,8 @@ class TimmImage(nn.Module):
         self.norm = norm
         self.reduce = reduce
         self.keep_prefix = keep_prefix
-        self.model, reader = _load(name, weights, weights_format, self.image_size, seed)
+        self.model: Any
+        self.model, reader = load_timm(name, weights, weights_format, self.image_size, seed)
         settings = self.model.pretrained_cfg
         self.mean = tuple(float(v) for v in (mean or (reader.MEAN if reader else settings["mean"])))
         self.std = tuple(float(v) for v in (std or (reader.STD if reader else settings["std"])))
@@ -98,16 +100,20 @@ class TimmImage(nn.Module):
         self._prune()
         self.num_prefix = int(getattr(self.model, "num_prefix_tokens", 0)) if keep_prefix else 0
         if keep_prefix and not self.num_prefix:
-            raise ValueError(f"{name} has no prefix tokens (class token or registers): set keep_prefix: false")
+            raise ValueError(
+                f"{name} has no prefix tokens (class token or registers): set keep_prefix: false"
+            )
         self.grid, self.dim = self._probe(None if grid is None else _height_width("grid", grid))
         if dim is not None and dim != self.dim:
-            raise ValueError(f"{name}: dim says {dim}, but layers {self._taps()} have width {self.dim} together")
+            raise ValueError(
+                f"{name}: dim says {dim}, but layers {self._taps()} have width {self.dim} together"
+            )
         self._digest: tuple[object, str] | None = None
         if not any(p.is_meta for p in self.parameters()):
             self.digest  # noqa: B018  of the weights in the precision of their file, whatever they are cast to later
 
     def forward(self, pixels_M3hw: Tensor) -> Tensor:
-        """Features float[M, N, E] of pixels float[M, 3, h, w]; N counts the grid row by row, prefix tokens first."""
+        """Features float[M, N, E] of pixels float[M, 3, h, w]; prefix tokens, then the grid row by row."""
         if pixels_M3hw.ndim != 4 or tuple(pixels_M3hw.shape[1:]) != (3, *self.image_size):
             raise ValueError(
                 f"{self.name} expects pixels float[M, 3, {self.image_size[0]}, {self.image_size[1]}] "
@@ -146,7 +152,8 @@ class TimmImage(nn.Module):
     @property
     def digest(self) -> str:
         """SHA-256 of the weights as loaded; computed again only when training or loading has changed them."""
-        # In-place changes raise a tensor's version; a change of precision does not, so the digest outlives it.
+        # In-place changes raise a tensor's version; a change of precision does not, so the digest survives
+        # it.
         key = tuple((id(p), p._version) for p in self.parameters())
         if self._digest is None or self._digest[0] != key:
             self._digest = (key, _digest(self.model.state_dict()))
@@ -154,12 +161,12 @@ class TimmImage(nn.Module):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the weights and of every setting that changes the features: the key for cached features."""
-        settings = (
-            *(self.digest, self.name, self.layers, self.final, self.norm, self.image_size, self.grid, self.reduce),
-            *(self.keep_prefix, self.mean, self.std, self.interpolation, self.resize_mode, self.pad_value),
-            self.crop_fraction,
-        )
+        """SHA-256 of the weights and of every setting that changes features: the key for cached ones."""
+        settings = [
+            (self.digest, self.name, self.layers, self.final, self.norm, self.grid, self.reduce),
+            (self.keep_prefix, self.image_size, self.mean, self.std, self.interpolation),
+            (self.resize_mode, self.pad_value, self.crop_fraction),
+        ]
         return "sha256:" + sha256(repr(settings).encode()).hexdigest()
 
     def _features(self, taps: list[tuple[Tensor, Tensor | None]], grid: tuple[int, int]) -> Tensor:
@@ -204,9 +211,9 @@ class TimmImage(nn.Module):
             self.model.prune_intermediate_layers(list(self.layers), prune_norm=not self.norm, prune_head=True)
 
     def _probe(self, grid: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
-        """Grid and width by one pass without data, so that they are right for any model and any choice of layers."""
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        empty = {f"encoder.model.{key}": torch.empty_like(value, device="meta") for key, value in tensors.items()}
+        """Grid and width by one pass without data: right for any model and any choice of layers."""
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        empty = {f"encoder.model.{key}": torch.empty_like(value, device="meta") for key, value in tensors}
         pixels_13hw = torch.empty(1, 3, *self.image_size, device="meta", dtype=torch.float32)
         was_training = self.model.training
         self.model.eval()
@@ -214,7 +221,8 @@ class TimmImage(nn.Module):
             sizes = torch.func.functional_call(_Sizes(self, grid), empty, (pixels_13hw,))
         except (AssertionError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.name} gives no features of layers {self._taps()} at image_size {self.image_size}: {error}"
+                f"{self.name} gives no features of layers {self._taps()} at image_size {self.image_size}: "
+                f"{error}"
             ) from error
         finally:
             self.model.train(was_training)
@@ -225,7 +233,7 @@ class TimmImage(nn.Module):
 
 
 class _Sizes(nn.Module):
-    """Grid and width of an encoder's features; a module of its own because functional_call runs forward alone."""
+    """Grid and width of an encoder's features; a module because functional_call runs `forward` only."""
 
     def __init__(self, encoder: TimmImage, grid: tuple[int, int] | None) -> None:
         super().__init__()
@@ -248,7 +256,9 @@ def _to_grid(map_MEhw: Tensor, grid: tuple[int, int], reduce: str, name: str) ->
     divides = size[0] % grid[0] == 0 and size[1] % grid[1] == 0
     if reduce == "space_to_depth":
         if not divides:
-            raise ValueError(f"{name}: a {size[0]}x{size[1]} map cannot be stacked onto grid {grid}; use reduce: average")
+            raise ValueError(
+                f"{name}: a {size[0]}x{size[1]} map cannot be stacked onto grid {grid}; use reduce: average"
+            )
         return rearrange(map_MEhw, "M E (h a) (w b) -> M (a b E) h w", h=grid[0], w=grid[1])
     if divides:
         return F.avg_pool2d(map_MEhw, (size[0] // grid[0], size[1] // grid[1]))
@@ -258,88 +268,22 @@ def _to_grid(map_MEhw: Tensor, grid: tuple[int, int], reduce: str, name: str) ->
 def _centre_box(
     width: int, height: int, out_width: int, out_height: int, fraction: float
 ) -> tuple[float, float, float, float]:
-    """The central box (left, top, right, bottom) of the output's shape that fills `fraction` of the shorter fit."""
-    # Cropping in the source, not after resizing: a 1 x 100,000 picture would otherwise be blown up before it is cut.
+    """(left, top, right, bottom) of the central box of the output's shape, `fraction` of the largest one."""
+    # Cropping in the source, not after resizing: a 1 x 100,000 picture would otherwise be blown up before
+    # it is cut.
     scale = fraction * min(width / out_width, height / out_height)
     box_width, box_height = out_width * scale, out_height * scale
     left, top = (width - box_width) / 2, (height - box_height) / 2
     return left, top, left + box_width, top + box_height
 
 
-def _load(
-    name: str, weights: str | Path | None, weights_format: str, image_size: tuple[int, int], seed: int
-) -> tuple[nn.Module, Any]:
-    """The timm model at `image_size` with its weights in, and the reader module that they needed (None for timm's)."""
-    if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f"timm {timm.__version__} has no model {name!r}; near matches: {', '.join(near) or 'none'}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = timm.create_model(name, pretrained=weights == "pretrained")
-    if not hasattr(model, "forward_intermediates"):
-        raise ValueError(f"{name} offers no intermediate layers in timm {timm.__version__}: choose another model")
-    if weights is None or weights == "pretrained":
-        _set_input_size(model, name, image_size)
-        return model, None
-    path = Path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights of the image encoder {name} at {path}")
-    if weights_format == "timm":
-        # In the file's own resolution first: position embeddings are then resized from the trained values.
-        _fill(model, _read_timm(path), path)
-        _set_input_size(model, name, image_size)
-        return model, None
-    reader = importlib.import_module(_READERS[weights_format])
-    _set_input_size(model, name, image_size)
-    _fill(model, reader.read_weights(path, model), path)
-    return model, reader
-
-
-def _read_timm(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load every tensor or say which are missing, unknown or of another shape; only the classifier may differ."""
-    classifier = model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
-    wanted = model.state_dict()
-    body = {key for key in wanted if not key.startswith(heads)}
-    given = {key for key in state if not key.startswith(heads)}
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(wanted[key].shape)}"
-        for key in sorted(body & given)
-        if state[key].shape != wanted[key].shape
-    ]
-    problems = [
-        *([f"missing {len(body - given)}: {sorted(body - given)[:3]}"] if body - given else []),
-        *([f"unknown {len(given - body)}: {sorted(given - body)[:3]}"] if given - body else []),
-        *([f"of another shape {len(shapes)}: {'; '.join(shapes[:3])}"] if shapes else []),
-    ]
-    if problems:
-        raise ValueError(
-            f"{path} does not fit {model.pretrained_cfg['architecture']}: {', '.join(problems)}; "
-            "check the encoder's name and weights_format"
-        )
-    model.load_state_dict({key: state[key] for key in body}, strict=False)
-
-
-def _set_input_size(model: nn.Module, name: str, image_size: tuple[int, int]) -> None:
-    if not hasattr(model, "set_input_size"):
-        return
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    if image_size[0] % patch[0] or image_size[1] % patch[1]:
-        raise ValueError(f"image_size {image_size} is no multiple of the {patch[0]}x{patch[1]} patches of {name}")
-    model.set_input_size(img_size=image_size)
-
-
 def _layer_indices(name: str, layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
     indices = [int(layer) + count if layer < 0 else int(layer) for layer in layers or ()]
     outside = [layer for layer, index in zip(layers or (), indices, strict=True) if not 0 <= index < count]
     if outside:
-        raise ValueError(f"{name} has layers 0 to {count - 1} (or -{count} to -1), but layers holds {outside}")
+        raise ValueError(
+            f"{name} has layers 0 to {count - 1} (or -{count} to -1), but layers holds {outside}"
+        )
     if sorted(set(indices)) != indices:
         raise ValueError(f"{name}: layers must ascend without repeats, but got {list(layers or ())}")
     return tuple(indices)

@@ -1,17 +1,19 @@
 """A DINOv2-style ViT-S/14 exported to ONNX, for timm's `vit_small_patch14_dinov2`.
 
-The export kept the names of norms, biases and LayerScale, but not those of the linear weights (`onnx::MatMul_1966`):
-those are found through the node that multiplies by them, whose name says which layer it is.
+The export kept the names of norms, biases and LayerScale, but not those of the linear weights
+(`onnx::MatMul_1966`): those are found through the node that multiplies by them, whose name says which layer
+it is.
 """
 
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoders.onnx_file import OnnxGraph, read_onnx
 
@@ -38,11 +40,12 @@ _INNER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_QKV = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
+_QKV = ("query", "key", "value")
+_QKV_KEY = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
 
 
-def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The exported encoder as a state dict in timm's names, position embeddings resized to the grid of `model`.
+def read_weights(path: Path, model: Any) -> dict[str, Tensor]:
+    """The exported encoder in timm's names, its position embeddings resized to the grid of `model`.
 
     Every tensor of the file is used, belongs to the saliency head, or is a ValueError.
     """
@@ -54,7 +57,7 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
         layer = _LAYER.fullmatch(key)
         if key in _OUTER:
             state[_OUTER[key]] = tensor
-        elif layer and (part := _QKV.fullmatch(layer[2])):
+        elif layer and (part := _QKV_KEY.fullmatch(layer[2])):
             qkv.setdefault((layer[1], part[2]), {})[part[1]] = tensor
         elif layer and layer[2] in _INNER:
             state[f"blocks.{layer[1]}.{_INNER[layer[2]]}"] = tensor
@@ -64,20 +67,26 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
         elif key not in ("position_class", "position_patches"):
             unknown.append(key)
     for (number, kind), parts in qkv.items():
-        if set(parts) != {"query", "key", "value"}:
-            raise ValueError(f"{path}: layer {number} has {sorted(parts)} {kind}, expected query, key and value")
-        state[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat([parts["query"], parts["key"], parts["value"]])
+        if set(parts) != set(_QKV):
+            raise ValueError(
+                f"{path}: layer {number} has {sorted(parts)} {kind}, expected query, key and value"
+            )
+        state[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat([parts[name] for name in _QKV])
     if unknown:
-        raise ValueError(f"{path}: {len(unknown)} tensors are not of a DINOv2-style ViT, for example {unknown[:3]}")
+        raise ValueError(
+            f"{path}: {len(unknown)} tensors are not of a DINOv2-style ViT, for example {unknown[:3]}"
+        )
     if "position_class" not in published or "position_patches" not in published:
-        raise ValueError(f"{path}: no node of {_EMBEDDINGS} adds position embeddings; is this a DINOv2-style ViT?")
+        raise ValueError(
+            f"{path}: no node of {_EMBEDDINGS} adds position embeddings; is this a DINOv2-style ViT?"
+        )
     patches_1PE = resize_positions(published["position_patches"], model.patch_embed.grid_size)
     state["pos_embed"] = torch.cat([published["position_class"], patches_1PE], dim=1)
     return state
 
 
 def resize_positions(positions_1PE: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings of a square grid, float[1, P, E], interpolated to another grid as the exported graph does."""
+    """Position embeddings float[1, P, E] of a square grid, resized to `grid` as the exported graph does."""
     side = math.isqrt(positions_1PE.shape[1])
     if (side, side) == grid:
         return positions_1PE
@@ -87,8 +96,10 @@ def resize_positions(positions_1PE: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _named(graph: OnnxGraph, path: Path) -> dict[str, Tensor]:
-    """The tensors without the head's, those with generated names under the name that their reader gives them."""
-    named = {key: value for key, value in graph.tensors.items() if "::" not in key and not key.startswith(_HEAD)}
+    """The encoder's tensors; those with generated names are named after the node that reads them."""
+    named = {
+        key: value for key, value in graph.tensors.items() if "::" not in key and not key.startswith(_HEAD)
+    }
     anonymous = {key for key in graph.tensors if "::" in key}
     for node in graph.nodes:
         for key in anonymous.intersection(node.inputs):
@@ -100,7 +111,9 @@ def _named(graph: OnnxGraph, path: Path) -> dict[str, Tensor]:
             elif node.name.startswith(_EMBEDDINGS) and tensor.ndim == 3:
                 name = "position_class" if tensor.shape[1] == 1 else "position_patches"
             else:
-                raise ValueError(f"{path}: {node.op_type} {node.name!r} reads {key}, which fits no part of a ViT")
+                raise ValueError(
+                    f"{path}: {node.op_type} {node.name!r} reads {key}, which fits no part of a ViT"
+                )
             if name in named:
                 raise ValueError(f"{path}: two tensors claim to be {name}")
             named[name] = tensor
