@@ -20,7 +20,8 @@ SPLITS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [split_rule(GPT2)],
     "qwen2": [split_rule(QWEN2)],
 }
-# Vocabularies of tiktoken origin: a word that is a token is taken whole, and text starts with BOS unless said otherwise.
+# Vocabularies of tiktoken origin: a word that is a token is taken whole, and text starts with BOS unless the file
+# says otherwise.
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3"}
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
@@ -34,12 +35,13 @@ def load_gguf_tokenizer(path: str | Path) -> JsonTokenizer:
     kind = fields.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise ValueError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', a byte-level BPE as Llama 3 and SmolLM have"
+            f"{path}: tokenizer.ggml.model is {kind!r}; expected 'gpt2', the byte-level BPE of "
+            "Llama 3 and SmolLM"
         )
     pre = fields.get("tokenizer.ggml.pre")
     if pre not in SPLITS:
         raise ValueError(
-            f"{path}: tokenizer.ggml.pre is {pre!r}, a split rule that is not known; known: {', '.join(SPLITS)}"
+            f"{path}: tokenizer.ggml.pre is {pre!r}, an unknown split rule; known are {', '.join(SPLITS)}"
         )
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
         if key not in fields:
@@ -47,7 +49,9 @@ def load_gguf_tokenizer(path: str | Path) -> JsonTokenizer:
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     types: list[int] = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     if len(types) != len(tokens):
-        raise ValueError(f"{path}: {len(tokens)} tokens but {len(types)} entries in tokenizer.ggml.token_type")
+        raise ValueError(
+            f"{path}: {len(tokens)} tokens but {len(types)} entries in tokenizer.ggml.token_type"
+        )
     set_apart = (CONTROL, USER_DEFINED, UNUSED)
     bos = _named(fields, tokens, "bos")
     adds_bos = fields.get("tokenizer.ggml.add_bos_token", pre in WHOLE_WORDS) and bos is not None
@@ -78,8 +82,8 @@ def _named(fields: dict[str, Any], tokens: list[str], name: str) -> str | None:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Key-value header of a GGUF file (version 2 or 3) as plain Python values; tensors are not touched.
 
-    The `gguf` package keeps an array object for every string, which takes seconds for a vocabulary; this reads the
-    same values in a fraction of one.
+    The `gguf` package keeps an array object for every string, which takes seconds for a vocabulary; this reads
+    the same values in a fraction of one.
     """
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:

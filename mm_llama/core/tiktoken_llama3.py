@@ -1,4 +1,4 @@
-"""The tiktoken form of the Llama 3 tokenizer, as Meta's checkpoints carry it: ranks in a file, the rest by rule."""
+"""The tiktoken form of the Llama 3 tokenizer, as Meta's checkpoints carry it: a file of ranks, the rest by rule."""
 
 import base64
 import binascii
@@ -47,11 +47,13 @@ def load_tiktoken_llama3(path: str | Path) -> "TiktokenLlama3":
         try:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (binascii.Error, ValueError):
-            raise ValueError(f"{path}:{number}: expected a base64 token and its rank, found {line[:40]!r}") from None
+            raise ValueError(
+                f"{path}:{number}: expected a base64 token and its rank, found {line[:40]!r}"
+            ) from None
     if sorted(ranks.values()) != list(range(NUM_RANKS)):
         raise ValueError(
-            f"{path} holds {len(ranks):,} distinct tokens; a Llama 3 tokenizer.model has exactly {NUM_RANKS:,}, "
-            f"ranked 0 to {NUM_RANKS - 1:,}. The file may be cut short or belong to another model"
+            f"{path} holds {len(ranks):,} distinct tokens; a Llama 3 tokenizer.model has exactly "
+            f"{NUM_RANKS:,}, ranked 0 to {NUM_RANKS - 1:,}. The file may be cut short or belong to another model"
         )
     return TiktokenLlama3(ranks)
 
@@ -123,8 +125,8 @@ def pieces(text: str) -> Iterator[str]:
 def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
     """Merge list that gives the ids of `ranks` when whole words are looked up first.
 
-    Every split of a token into two tokens counts as a way to reach it; the token's rank orders them, then the ranks
-    of the halves.
+    Every split of a token into two tokens counts as a way to reach it; the token's rank orders them, then the
+    ranks of the halves.
     """
     merges = []
     for token, rank in ranks.items():

@@ -1,7 +1,7 @@
 """Text to token ids and back, for the byte-level BPE vocabularies of the Llama family.
 
-Three forms are read: `tokenizer.json`, the tiktoken `tokenizer.model` of Meta's releases and the vocabulary inside a
-GGUF file. Whatever the form, `encode` knows no special token: control ids come from message structure
+Three forms are read: `tokenizer.json`, the tiktoken `tokenizer.model` of Meta's releases and the vocabulary
+inside a GGUF file. Whatever the form, `encode` knows no special token: control ids come from message structure
 (`mm_llama.core.chat`) and never from the characters of a text.
 """
 
@@ -47,13 +47,14 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Tokenizer of a checkpoint folder or of one file: `tokenizer.json`, tiktoken `tokenizer.model` or GGUF."""
+    """Tokenizer of a checkpoint folder or of one file: `tokenizer.json`, `tokenizer.model` or GGUF."""
     path = Path(path)
     if path.is_dir():
         path = _tokenizer_file(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"no tokenizer at {path}: expected a checkpoint folder, tokenizer.json, tokenizer.model or a .gguf file"
+            f"no tokenizer at {path}: expected a checkpoint folder, tokenizer.json, tokenizer.model or a "
+            ".gguf file"
         )
     with path.open("rb") as file:
         start = file.read(64)
@@ -64,14 +65,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if start.lstrip().startswith(b"{"):
         return load_json_tokenizer(path)
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not the tokenizer itself: run `git lfs pull` in its folder")
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the tokenizer itself: run `git lfs pull` in its folder"
+        )
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", start):
         from mm_llama.core.tiktoken_llama3 import load_tiktoken_llama3
 
         return load_tiktoken_llama3(path)
     raise ValueError(
-        f"{path} is no tokenizer of a known form (it starts with {start[:16]!r}): expected tokenizer.json, a tiktoken "
-        "tokenizer.model of base64 lines, or GGUF; SentencePiece models of Llama 2 are not supported"
+        f"{path} is no tokenizer of a known form (it starts with {start[:16]!r}): expected tokenizer.json, a "
+        "tiktoken tokenizer.model of base64 lines, or GGUF; SentencePiece models of Llama 2 are not supported"
     )
 
 
@@ -83,7 +86,9 @@ def _tokenizer_file(folder: Path) -> Path:
     if len(gguf) == 1:
         return gguf[0]
     if gguf:
-        raise ValueError(f"{folder} holds {len(gguf)} GGUF files, name one: {', '.join(p.name for p in gguf)}")
+        raise ValueError(
+            f"{folder} holds {len(gguf)} GGUF files, name one: {', '.join(p.name for p in gguf)}"
+        )
     seen = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(seen[:20]) + (f" and {len(seen) - 20} more" if len(seen) > 20 else "") or "nothing"
     raise FileNotFoundError(f"no tokenizer.json, tokenizer.model or .gguf file in {folder}; it holds {shown}")
@@ -147,7 +152,9 @@ class JsonTokenizer:
         self._missing = frozenset(range(256)) - known
         self._document = document
         try:
-            self._encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_specials(document, self.specials)))
+            self._encoder = tokenizers.Tokenizer.from_str(
+                json.dumps(_without_specials(document, self.specials))
+            )
         except Exception as error:  # the library raises bare Exception for every malformed document
             raise ValueError(f"{source} is not a usable tokenizer.json: {error}") from error
 
@@ -190,7 +197,10 @@ def bpe_document(
     ignore_merges: bool,
     bos_token: str | None = None,
 ) -> dict[str, Any]:
-    """A `tokenizer.json` document from its parts; `added` is (text, id, special), `bos_token` one that is prepended."""
+    """A `tokenizer.json` document from its parts.
+
+    `added` is (text, id, special); `bos_token` is given when it goes before every text.
+    """
     ids = {text: id for text, id, _ in added}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     post_processor: dict[str, Any] = byte_level
@@ -208,7 +218,9 @@ def bpe_document(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id, "content": text, **flags, "special": special} for text, id, special in added],
+        "added_tokens": [
+            {"id": id, "content": text, **flags, "special": special} for text, id, special in added
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*pre_tokenizers, byte_level]},
         "post_processor": post_processor,
@@ -242,8 +254,8 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"text holds a lone surrogate {text[error.start]!r} at character {error.start}, which is no Unicode text; "
-            "decode the source with errors='replace' or remove it"
+            f"text holds a lone surrogate {text[error.start]!r} at character {error.start}, which is no "
+            "Unicode text; decode the source with errors='replace' or remove it"
         ) from None
 
 
@@ -252,20 +264,23 @@ def _refuse_missing(text: str, missing: frozenset[int]) -> None:
         bad = missing.intersection(character.encode("utf-8"))
         if bad:
             raise ValueError(
-                f"this vocabulary has no token for {character!r} (byte 0x{min(bad):02x}, character {position} of the "
-                "text) and would drop it; remove or replace the character"
+                f"this vocabulary has no token for {character!r} (byte 0x{min(bad):02x}, character {position} of "
+                "the text) and would drop it; remove or replace the character"
             )
 
 
 def _check_kind(document: Mapping[str, Any], source: str) -> None:
     model = document.get("model")
-    kind = model.get("type", "BPE") if isinstance(model, Mapping) else None
+    model = model if isinstance(model, Mapping) else {}
+    kind = model.get("type", "BPE")
     if kind != "BPE" or "merges" not in model or not isinstance(model.get("vocab"), Mapping):
-        raise ValueError(f"{source} holds a tokenizer of type {kind!r}; expected a byte-level BPE with vocab and merges")
+        raise ValueError(
+            f"{source} holds a tokenizer of type {kind!r}; expected a byte-level BPE with vocab and merges"
+        )
     if "ByteLevel" not in json.dumps(document.get("decoder")):
         raise ValueError(
-            f"{source} holds a BPE that is not byte-level (decoder {document.get('decoder')!r}), as SentencePiece "
-            "conversions of Llama 2 are; expected the byte-level form of Llama 3, SmolLM or GPT-2"
+            f"{source} holds a BPE that is not byte-level (decoder {document.get('decoder')!r}), as "
+            "SentencePiece conversions of Llama 2 are; expected the byte-level form of Llama 3, SmolLM or GPT-2"
         )
 
 
@@ -299,7 +314,13 @@ def _without_specials(document: Mapping[str, Any], specials: Mapping[str, int]) 
     plain = [entry for entry in document.get("added_tokens") or [] if entry["content"] not in specials]
     if plain:  # ids of added tokens follow from their order unless the vocabulary holds them
         model["vocab"] = {**model["vocab"], **{entry["content"]: entry["id"] for entry in plain}}
-    changes = {"model": model, "added_tokens": plain, "truncation": None, "padding": None, "post_processor": None}
+    changes = {
+        "model": model,
+        "added_tokens": plain,
+        "truncation": None,
+        "padding": None,
+        "post_processor": None,
+    }
     return {**document, **changes}
 
 

@@ -1,0 +1,1 @@
+"""Small real parts for tests and for `core=tiny`."""
