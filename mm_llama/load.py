@@ -1,4 +1,4 @@
-"""A model to talk to, in two lines: `model = load("smollm2_135m", adapters=["runs/demo/image"])`, `model.chat(...)`.
+"""A model to talk to: `model = load("smollm2_135m", adapters=["runs/demo/image"])`, `model.chat(...)`.
 
 Importing this module imports no torch; `load` does.
 """
@@ -30,16 +30,18 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
 ) -> Assistant:
-    """Load a core (a name of conf/core or a checkpoint's path) and attach trained adapters (their run folders).
+    """Load a core (a name of conf/core or a checkpoint's path) and attach trained adapters (run folders).
 
     `dtype` "auto" is bfloat16 where the device computes in it, else float32. `threads` sets torch's number of
-    threads for the whole process. Raises ValueError for an adapter that was trained on another core, naming both.
+    threads for the whole process. Raises ValueError for an adapter of another core, naming both digests.
     """
     if isinstance(adapters, str | Path):
         adapters = [adapters]
     for run in adapters:
         if not Path(run).is_dir():
-            raise FileNotFoundError(f"there is no adapter run at {run}: expected the folder of a finished stage")
+            raise FileNotFoundError(
+                f"there is no adapter run at {run}: expected the folder of a finished stage"
+            )
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}, expected at least 1")
 
@@ -70,7 +72,7 @@ def choose_dtype(name: str, device: str = "cpu") -> torch.dtype:
 
 
 class Assistant:
-    """A model with its tokenizer and chat format. `model.core` is the text model, `model.modality` what it sees with."""
+    """A model (`model.core` is the text model, `model.modality` the rest), its tokenizer, its chat format."""
 
     def __init__(self, model: MultimodalLlama, tokenizer: Tokenizer, chat_format: ChatFormat) -> None:
         self.model = model
@@ -145,14 +147,18 @@ class Assistant:
     def _conversation(self, messages: Messages, system: str | None) -> list[Message]:
         from mm_llama.core.chat import Message, Text, messages_from_dicts
 
-        rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        rows = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         conversation = messages_from_dicts(rows)
         if not conversation:
             raise ValueError("there are no messages, so nothing to answer")
         if conversation[-1].role == "assistant":
-            raise ValueError("the last message is the assistant's own: end with the message that is to be answered")
+            raise ValueError(
+                "the last message is the assistant's own: end with the message that is to be answered"
+            )
         if system is not None:
             if conversation[0].role == "system":
-                raise ValueError("`system` was given, but the messages begin with a system message too; drop one")
+                raise ValueError(
+                    "`system` was given, but the messages begin with a system message too; drop one"
+                )
             conversation.insert(0, Message("system", (Text(system),)))
         return conversation

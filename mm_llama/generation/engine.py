@@ -1,7 +1,7 @@
 """Generation: one engine for single prompts and ragged batches, with and without media, streamed or whole.
 
-The prompt runs through the model once (in chunks if asked) and fills a preallocated cache in which a slot is a
-position; media are encoded once, and their keys and values serve every step. A finished row is no longer
+The prompt runs through the model once (in chunks if asked) and fills a preallocated cache in which a slot is
+a position; media are encoded once, and their keys and values serve every step. A finished row is no longer
 extended; when half of the rows have finished, those leave the batch. The engine knows token ids only; text is
 made of them by `generation.text`.
 
@@ -44,7 +44,9 @@ class Generated:
 
     tokens: list[int]
     text: str  # "" when no tokenizer was given
-    stop_reason: str  # "stop": a stop token came; "length": max_new_tokens were made; "": closed before either
+    stop_reason: (
+        str  # "stop": a stop token came; "length": max_new_tokens were made; "": closed before either
+    )
     stop_token: int | None
     num_prompt_tokens: int
     seconds: Seconds
@@ -65,9 +67,9 @@ def generate(
     """Continue every prompt by up to `max_new_tokens`, or to the first token of `stop`.
 
     Greedy unless `sampling` says otherwise. A prompt is a rendered chat, a list of token ids, or (ids, media
-    placeholders); a ready `Batch` may hold encoded features too. `on_token(row, token)` is called as tokens are
-    made. `prefill_chunk` bounds how many prompt positions run at once (0: all). `compile` compiles the repeated
-    step. Raises ValueError when a prompt and its new tokens do not fit the core's context.
+    placeholders); a ready `Batch` may hold encoded features too. `on_token(row, token)` is called as tokens
+    are made. `prefill_chunk` bounds how many prompt positions run at once (0: all). `compile` compiles the
+    repeated step. Raises ValueError when a prompt and its new tokens do not fit the core's context.
     """
     batch = make_batch(model, prompts)
     if not len(batch.tokens_BS):
@@ -155,7 +157,9 @@ class _Run:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         if prefill_chunk < 0:
-            raise ValueError(f"prefill_chunk is {prefill_chunk}, expected 0 (the whole prompt at once) or more")
+            raise ValueError(
+                f"prefill_chunk is {prefill_chunk}, expected 0 (the whole prompt at once) or more"
+            )
         self.model = model
         self.core = model if isinstance(model, Llama) else model.core
         self.batch = batch
@@ -255,9 +259,9 @@ class _Run:
                 raise ValueError(f"{which} has no tokens; generation needs at least one to start from")
             if row.num_prompt_tokens + self.max_new_tokens > room:
                 raise ValueError(
-                    f"{which} has {row.num_prompt_tokens} tokens, and with max_new_tokens={self.max_new_tokens} "
-                    f"that is more than the core's context of {room} tokens (core.max_context): shorten the prompt "
-                    f"or lower max_new_tokens"
+                    f"{which} has {row.num_prompt_tokens} tokens; with max_new_tokens={self.max_new_tokens} "
+                    f"that is more than the core's context of {room} tokens (core.max_context): shorten the "
+                    "prompt or lower max_new_tokens"
                 )
 
 

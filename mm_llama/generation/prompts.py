@@ -24,9 +24,9 @@ _KEY: dict[str, Callable[[Any], str]] = {"image": image_key}
 def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch) -> Batch:
     """Collate prompts for `model`; a ready Batch is returned as it is.
 
-    A medium's source is what its kind opens (for pictures a path, bytes or a PIL picture), or pixels that went
-    through the encoder's `preprocess` already, as a tensor. Raises ValueError naming the prompt whose medium
-    cannot be read, and for a kind that has no adapter.
+    A medium's source is what its kind opens (for pictures a path, bytes or a PIL picture), or pixels that
+    went through the encoder's `preprocess` already, as a tensor. Raises ValueError naming the prompt whose
+    medium cannot be read, and for a kind that has no adapter.
     """
     if isinstance(prompts, Batch):
         return prompts
@@ -43,8 +43,9 @@ def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch
 
 def _no_adapter(kind: str, attached: Sequence[str]) -> str:
     return (
-        f"the input holds {kind}s, but no {kind} adapter is attached (attached: {', '.join(attached) or 'none'}): "
-        f"train one with `make demo` or `mm-llama train stage={kind}_pretrain ...`, then attach its run, "
+        f"the input holds {kind}s, but no {kind} adapter is attached "
+        f"(attached: {', '.join(attached) or 'none'}): train one with `make demo` or "
+        f"`mm-llama train stage={kind}_pretrain ...`, then attach its run, "
         f"for example load(adapters=['runs/demo/{kind}'])"
     )
 

@@ -9,7 +9,7 @@ from mm_llama.core.tokenizer import Tokenizer
 class TextPieces:
     """Turns tokens into text pieces whose concatenation is the text of all tokens.
 
-    Byte sequences that are not UTF-8 become U+FFFD, as when a whole text is decoded. Special tokens give nothing.
+    Bytes that are not UTF-8 become U+FFFD, as when a whole text is decoded. Special tokens give nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,235 @@
+"""`mm-llama ask [FILES...] "question"`: an answer about pictures, or to plain text. Plain arguments.
+
+Everything that can be wrong with the arguments and the files is found before torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mimetypes
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mm_llama.data.decode import open_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mm_llama.generation.engine import Generated, TextStream
+
+DEFAULT_ADAPTER = Path("runs/demo/image")  # where `make demo` leaves it
+
+_EXAMPLES = """examples:
+  mm-llama ask photo.jpg "What is in this picture?"
+  mm-llama ask before.png after.png "What has changed?"
+  mm-llama ask "What is the capital of France?"
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Answer one question; prints the answer as it is made, or one JSON object."""
+    started = time.perf_counter()
+    options = _parser().parse_intermixed_args(argv)
+    files, question = _files_and_question(options.words)
+    pictures = [_open(file) for file in files]
+    adapters = _adapters(options.adapter, files)
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
+
+    if sys.stderr.isatty():
+        print(f"loading {options.core} ...", file=sys.stderr)
+    from mm_llama.generation.sampling import Sampling
+    from mm_llama.load import load
+
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
+    loaded = time.perf_counter()
+    answer = assistant.chat(
+        _messages(pictures, question),
+        max_new_tokens=options.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        system=options.system,
+        stream=True,
+    )
+    if options.json:
+        result = answer.result
+        print(
+            json.dumps(
+                {
+                    "question": question,
+                    "files": files,
+                    "answer": result.text,
+                    "tokens": len(result.tokens),
+                    "prompt_tokens": result.num_prompt_tokens,
+                    "stop_reason": result.stop_reason,
+                    "seconds": _seconds(result, loaded - started),
+                    "core": options.core,
+                    "adapters": [str(run) for run in adapters],
+                },
+                ensure_ascii=False,
+            )
+        )
+        return 0
+    return _show(answer, whole=options.no_stream, limit=options.max_new_tokens)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `mm-llama ask --help` shows the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mm-llama ask",
+        usage='mm-llama ask [options] [FILES ...] "question"',
+        description="Answer a question about pictures, or about nothing but the question.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "words",
+        nargs="*",
+        metavar="FILES ... question",
+        help="pictures (JPEG, PNG, WEBP, GIF), then the question",
+    )
+    add(
+        "--core",
+        default="smollm2_135m",
+        help="a name of conf/core, or a checkpoint's path (default: %(default)s)",
+    )
+    add(
+        "--adapter",
+        action="append",
+        metavar="RUN",
+        help=f"folder of a finished run; may be repeated (default, for pictures: {DEFAULT_ADAPTER})",
+    )
+    add("--system", metavar="TEXT", help="a system message before the question")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 always takes the likeliest token (default: %(default)s)",
+    )
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens of this total (default: all)",
+    )
+    add("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: all)")
+    add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--no-stream", action="store_true", help="print the answer when it is complete")
+    return parser
+
+
+def _files_and_question(words: Sequence[str]) -> tuple[list[str], str]:
+    """Files first, the question last; says what is missing when they are not."""
+    example = 'for example: mm-llama ask photo.jpg "What is in this picture?"'
+    if not words:
+        raise ValueError(f"there is no question; {example}")
+    *files, question = words
+    if not question.strip():
+        raise ValueError(f"the question is empty; {example}")
+    if os.path.isfile(question):
+        raise ValueError(
+            f"{question} is a file, so the question is missing: it comes last, in quotes; {example}"
+        )
+    if os.path.isdir(question):
+        raise ValueError(f"{question} is a folder: give pictures one by one and the question last; {example}")
+    if not question[-1:].isspace() and len(question.split()) == 1 and _medium(question):
+        raise ValueError(f"there is no file {question}, and the question is missing; {example}")
+    return files, question
+
+
+def _open(file: str) -> Image.Image:
+    """The picture of one file, decoded; an error for everything that is none."""
+    try:
+        return open_image(file)
+    except FileNotFoundError:
+        hint = "" if Path(file).suffix or os.sep in file else ' (put the question in quotes: "What is this?")'
+        raise FileNotFoundError(f"there is no file {file}{hint}") from None
+    except ValueError as error:
+        medium = _medium(file)
+        if medium in ("video", "audio") and os.path.isfile(file):
+            raise ValueError(
+                f"{file} is {'a video' if medium == 'video' else 'a recording'}, and `ask` takes pictures "
+                "only so far: JPEG, PNG, WEBP or GIF"
+            ) from None
+        raise error
+
+
+def _medium(name: str) -> str:
+    """ "image", "video" or "audio" by the name's ending, else ""."""
+    kind = (mimetypes.guess_type(name)[0] or "").partition("/")[0]
+    return kind if kind in ("image", "video", "audio") else ""
+
+
+def _adapters(given: list[str] | None, files: list[str]) -> list[Path]:
+    """The runs to attach: those named, else the demo's where there are pictures."""
+    if given is not None:
+        for run in given:
+            if not os.path.isdir(run):
+                what = "is a file" if os.path.isfile(run) else "does not exist"
+                raise ValueError(
+                    f"--adapter {run} {what}: name the folder of a finished run, such as {DEFAULT_ADAPTER}"
+                )
+        return [Path(run) for run in given]
+    if not files:
+        return []
+    if not DEFAULT_ADAPTER.is_dir():
+        raise ValueError(
+            f"there is no trained image adapter to see {files[0]} with ({DEFAULT_ADAPTER} does not exist "
+            "here): train one with `make demo` (minutes) or `mm-llama train stage=image_pretrain ...`, "
+            "or name a finished run with --adapter RUN"
+        )
+    return [DEFAULT_ADAPTER]
+
+
+def _messages(pictures: list[Image.Image], question: str) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def _show(answer: TextStream, *, whole: bool, limit: int) -> int:
+    """Print the answer, piece by piece unless `whole`; notes about it go to stderr."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    try:
+        for piece in [answer.result.text] if whole else answer:
+            print(piece, end="", flush=True)
+        print(flush=True)
+    except BrokenPipeError:  # the reader has seen enough: no complaint, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    result = answer.result
+    if result.stop_reason == "length":
+        print(f"note: the answer was cut after {limit} tokens; --max-new-tokens allows more", file=sys.stderr)
+    elif not result.text.strip():
+        print("note: the model ended its answer at once", file=sys.stderr)
+    return 0
+
+
+def _seconds(result: Generated, load: float) -> dict[str, float]:
+    """Load; reading pictures and prompt; from the start to the first token and to the last."""
+    seconds = result.seconds
+    times = {
+        "load": load,
+        "prefill": seconds.prefill,
+        "first_token": load + seconds.first_token,
+        "total": load + seconds.total,
+    }
+    return {name: round(value, 4) for name, value in times.items()}
