@@ -222,10 +222,9 @@ class Loader:
         pool = DataLoader(
             self._work,
             batch_size=None,
-            sampler=jobs,  # type: ignore[arg-type]
+            sampler=jobs,
             num_workers=self.num_workers,
             worker_init_fn=_start_worker,
-            collate_fn=_as_is,
             generator=torch.Generator(),
         )
         with warnings.catch_warnings():
@@ -363,7 +362,3 @@ def _start_worker(number: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _as_is(item: Result) -> Result:
-    return item

@@ -8,8 +8,6 @@ untouched.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import hashlib
 import json
@@ -181,33 +179,13 @@ def _check_answers(messages: tuple[Message, ...]) -> None:
 
 
 def _resolve(part: Text | MediaPart, folder: Path, index: int) -> Text | MediaPart:
-    """Media named by a string become the absolute path of a file that exists or, for data addresses, bytes."""
+    """Media named by a string become the absolute path of a file that exists."""
     if not isinstance(part, MediaPart) or not isinstance(part.source, str):
         return part
-    where = f"messages[{index}]"
-    if part.source.startswith("data:"):
-        return replace(part, source=_data_bytes(part.source, where))
-    if "://" in part.source[:16]:
-        raise ValueError(
-            f"{where}: {part.kind} {part.source!r} is an address; "
-            "data files hold paths (download the file first)"
-        )
     path = (folder / part.source).absolute()
     if not path.is_file():
-        raise ValueError(f"{where}: {part.kind} file {path} does not exist")
+        raise ValueError(f"messages[{index}]: {part.kind} file {path} does not exist")
     return replace(part, source=str(path))
-
-
-def _data_bytes(address: str, where: str) -> bytes:
-    head, comma, body = address.partition(",")
-    if not comma or not head.endswith(";base64"):
-        raise ValueError(
-            f"{where}: a data address must look like 'data:image/png;base64,...', not {head[:40]!r}"
-        )
-    try:
-        return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"{where}: broken base64 in a data address: {error}") from None
 
 
 def _index(path: Path) -> tuple[array[int], array[int], str]:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm_llama.data.decode import open_image
 from mm_llama.data.folders import make_folder
 
 SPLITS = ("train", "holdout", "test")
 PROMPT = "Describe the picture."
 
-_VARIANT = re.compile(
-    r"([-_ ]?(\d+|mirror|flip|filled|outlined|photo|cartoon|profile|[a-d]))+$", re.IGNORECASE
-)
+_VARIANT = re.compile(r"([-_ ]?\d+|[-_ ](mirror|flip|filled|outlined?|photo|cartoon|profile))+$", re.I)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def read_stamps(root: str | Path, *, exclude: Iterable[str] = ()) -> list[Stamp]
             f"no such category of stamps: {', '.join(unknown)}; there are {', '.join(sorted(tops))}"
         )
     found: list[tuple[Path, str, str]] = []
-    for image in sorted(folder.rglob("*.png")):
+    for image in folder.rglob("*.png"):
         stem = image.relative_to(folder).with_suffix("").as_posix()
         text = image.with_suffix(".txt")
         if stem.split("/", 1)[0] not in excluded and text.is_file():
@@ -60,6 +59,7 @@ def read_stamps(root: str | Path, *, exclude: Iterable[str] = ()) -> list[Stamp]
             lines = text.read_text("utf-8").splitlines()
             if lines and lines[0].strip():
                 found.append((image, stem, lines[0].strip()))
+    found.sort(key=lambda entry: entry[1])
     groups = _groups(found)
     return [Stamp(image, stem, caption, groups[stem]) for image, stem, caption in found]
 
@@ -78,14 +78,15 @@ def write_jsonl(
     An empty `prompt` leaves the picture alone before its caption. `extra` holds caption, stem, category and
     group. The folder appears whole or not at all, and is reused when it was made with the same options.
     """
-    options = {"prompt": prompt, "exclude": sorted(exclude), "seed": seed}
+    excluded = sorted(exclude)
+    options = {"prompt": prompt, "exclude": excluded, "seed": seed}
 
     def fill(folder: Path) -> None:
-        stamps = read_stamps(root, exclude=options["exclude"])
+        stamps = read_stamps(root, exclude=excluded)
         for stamp in stamps:
             target = folder / "images" / f"{stamp.stem}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_on_white(stamp.image, target)
+            open_image(stamp.image).save(target, compress_level=1)
         for split in SPLITS:
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for stamp in stamps:
@@ -141,15 +142,6 @@ def _chat(stamp: Stamp, prompt: str) -> dict[str, Any]:
             "group": stamp.group,
         },
     }
-
-
-def _write_on_white(source: Path, target: Path) -> None:
-    from PIL import Image
-
-    with Image.open(source, formats=("PNG",)) as image:
-        layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    Image.alpha_composite(white, layer).convert("RGB").save(target, compress_level=1)
 
 
 def _stamps_folder(root: str | Path) -> Path:
