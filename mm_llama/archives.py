@@ -1,4 +1,4 @@
-"""Chosen members out of a downloaded archive, as streams: nothing is ever extracted by the archive's own rules.
+"""Chosen members out of a downloaded archive, as streams; nothing is extracted by the archive's own rules.
 
 Only regular files leave an archive, only under names that stay inside the target folder, and never more
 bytes than the caller allows.
@@ -12,6 +12,7 @@ import stat
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -30,8 +31,17 @@ def unpack_members(
 
     `strip` is a leading part of member names that is left off. `*` in a pattern also matches `/`. Raises
     ValueError for a chosen member that is a link or a device, whose name leaves `folder`, that comes twice,
-    or that takes the total past `max_bytes`; and for a pattern that matches nothing.
+    or that takes the total past `max_bytes`; for a pattern that matches nothing; and for a broken archive.
     """
+    try:
+        return _unpack(archive, patterns, folder, strip, max_bytes)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        raise ValueError(f"{archive.name}: the archive cannot be read ({error})") from error
+
+
+def _unpack(
+    archive: Path, patterns: Sequence[str], folder: Path, strip: str, max_bytes: int
+) -> dict[str, int]:
     written: dict[str, int] = {}
     unmatched = set(patterns)
     left = max_bytes

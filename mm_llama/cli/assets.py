@@ -7,7 +7,17 @@ import json
 import sys
 from typing import Any
 
-from mm_llama.assets import TOOLS, USES, Asset, AssetStatus, asset, asset_status, fetch_asset, find_asset, manifest
+from mm_llama.assets import (
+    TOOLS,
+    USES,
+    Asset,
+    AssetStatus,
+    asset,
+    asset_status,
+    fetch_asset,
+    find_asset,
+    manifest,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +28,9 @@ def main(argv: list[str]) -> int:
     fetching = verbs.add_parser("fetch", help="download, verify and unpack into the cache")
     fetching.add_argument("names", nargs="*", metavar="NAME")
     for verb in (listing, fetching):
-        verb.add_argument("--for", dest="uses", action="append", choices=USES, default=[], help="only for this use")
+        verb.add_argument(
+            "--for", dest="uses", action="append", choices=USES, default=[], help="only for this use"
+        )
         verb.add_argument("--json", action="store_true", help="one JSON array on standard output")
     locating = verbs.add_parser("path", help="print the folder of an asset that is in the cache")
     locating.add_argument("name", metavar="NAME")
@@ -33,15 +45,16 @@ def main(argv: list[str]) -> int:
     return _fetch(options.names, options.uses, options.json)
 
 
-def _list(uses: list[str], as_json: bool) -> int:
-    rows = [status for status in asset_status() if not uses or set(uses) & set(status.asset.uses)]
+def _list(wanted: list[str], as_json: bool) -> int:
+    rows = [status for status in asset_status() if not wanted or set(wanted) & set(status.asset.uses)]
     if as_json:
         print(json.dumps([as_dict(status) for status in rows], indent=1))
         return 0
     for status in rows:
         entry = status.asset
         size = f"{entry.download_bytes / 1e6:.0f} MB"
-        print(f"{entry.name:<22} {status.state:<8} {size:>7}  {TOOLS[entry.kind]:<8} {','.join(entry.uses):<13} {entry.purpose}")
+        client, uses = TOOLS[entry.kind], ",".join(entry.uses)
+        print(f"{entry.name:<22} {status.state:<8} {size:>7}  {client:<8} {uses:<13} {entry.purpose}")
     missing = [status.asset.name for status in rows if status.state != "ready"]
     if missing:
         print(f"\nfetch what is missing with: mm-llama assets fetch {' '.join(missing)}")

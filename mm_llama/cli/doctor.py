@@ -60,6 +60,12 @@ LIBRARIES: dict[str, dict[str, str]] = {
     "oracles": {"transformers": "transformers", "llama-models": "llama_models", "fairscale": "fairscale"},
 }
 PROBE_SECONDS = 240
+CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from mm_llama.cli.doctor import probe
+probe(sys.argv[2:])
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -114,18 +120,19 @@ def _libraries() -> dict[str, dict[str, dict[str, Any]]]:
         report[extra] = {}
         for name, module in group.items():
             outcome = outcomes.get(module, {"error": "not installed"})
-            state = "not installed" if versions[name] is None else "broken" if outcome.get("error") else "works"
+            state = (
+                "not installed" if versions[name] is None else "broken" if outcome.get("error") else "works"
+            )
             report[extra][name] = {"version": versions[name], "state": state, **outcome}
     return report
 
 
 def _probe_in_children(modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Import the modules in one child process; when it dies, blame the module it was at and go on after it."""
+    """Import the modules in a child process; when it dies, blame the module it was at and go on after it."""
     outcomes: dict[str, dict[str, Any]] = {}
     left = list(modules)
     while left:
-        code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mm_llama.cli import doctor; doctor.probe(sys.argv[2:])"
-        command = [sys.executable, "-c", code, json.dumps(sys.path), *left]
+        command = [sys.executable, "-c", CHILD, json.dumps(sys.path), *left]
         with tempfile.TemporaryFile() as output:
             try:
                 status = subprocess.run(
@@ -139,7 +146,9 @@ def _probe_in_children(modules: Sequence[str]) -> dict[str, dict[str, Any]]:
             except subprocess.TimeoutExpired:
                 end = f"importing it took more than {PROBE_SECONDS} s"
             output.seek(0)
-            lines = [line for line in output.read().decode("utf-8", "replace").splitlines() if line.startswith("{")]
+            lines = [
+                line for line in output.read().decode("utf-8", "replace").splitlines() if line.startswith("{")
+            ]
         for line in lines:
             row = json.loads(line)
             outcomes[row.pop("module")] = row
@@ -168,7 +177,7 @@ def probe(modules: Sequence[str]) -> None:
 
 
 def _measure_torch() -> dict[str, Any]:
-    """Threads, accelerators, and how many times faster a bfloat16 matrix product is than a float32 one here."""
+    """Threads, accelerators, and how many times as fast a bfloat16 matrix product is as a float32 one."""
     import time
 
     import torch
@@ -215,7 +224,11 @@ def _neighbour_errors() -> list[str]:
             continue
         owners = importlib.metadata.packages_distributions().get(name, [])
         intruders = [owner for owner in owners if owner.replace("-", "_") != "mm_llama"]
-        advice = f"pip uninstall {' '.join(intruders)}" if intruders else "run from another folder or install again"
+        advice = (
+            f"pip uninstall {' '.join(intruders)}"
+            if intruders
+            else "run from another folder or install again"
+        )
         where = f"is {found}" if found else "cannot be found"
         errors.append(f"the package `{name}` {where}, but mm_llama needs its own in {_home()}: {advice}")
     return errors
@@ -253,7 +266,9 @@ def _notes(libraries: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         pass
     program = shutil.which("ffmpeg")
-    notes.append(f"the ffmpeg program is {'at ' + program if program else 'not installed'}; nothing here needs it")
+    notes.append(
+        f"the ffmpeg program is {'at ' + program if program else 'not installed'}; nothing here needs it"
+    )
     return notes
 
 
@@ -298,10 +313,13 @@ def _text(report: dict[str, Any]) -> str:
             lines.append(f"  {mark} {name:<24}{row['version'] or ''} {row.get('error', '')}".rstrip())
         if extra != "base" and any(row["state"] == "not installed" for row in group.values()):
             lines.append(f"     get it: {_install_command(extra)}")
-    lines.append(f"\ncache {cache['folder']} ({cache['free_gb']} GB free{'' if cache['writable'] else ', NOT WRITABLE'})")
+    room = f"{cache['free_gb']} GB free" + ("" if cache["writable"] else ", NOT WRITABLE")
+    lines.append(f"\ncache {cache['folder']} ({room})")
     for row in report["assets"]:
         mark = {"ready": "ok", "damaged": "!!"}.get(row["state"], "--")
-        lines.append(f"  {mark} {row['name']:<24}{row['purpose']}{' (' + row['detail'] + ')' if row['detail'] else ''}")
+        lines.append(
+            f"  {mark} {row['name']:<24}{row['purpose']}{' (' + row['detail'] + ')' if row['detail'] else ''}"
+        )
     if report["fetch"]:
         lines.append(f"     get them: {report['fetch']}")
     lines += ["", *report["notes"]]
