@@ -1,9 +1,9 @@
 """How sure an accuracy is: intervals for one score, and tests for two scores on the same questions.
 
 The half-width of the paper ("The Llama 3 Herd of Models", section 5.1: 1.96 * sqrt(S * (1 - S) / N)) is what
-tables print. It collapses at 0 % and 100 %, so the Wilson interval stands beside it. Two models that answer the
-same questions are compared in pairs: McNemar's exact test, and a bootstrap of the difference that can resample whole
-pictures, because questions about one picture are not independent.
+tables print. It collapses at 0 % and 100 %, so the Wilson interval stands beside it. Two models that answer
+the same questions are compared in pairs: McNemar's exact test, and a bootstrap of the difference that can
+resample whole pictures, because questions about one picture are not independent.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def wilson_interval(correct: int, total: int, *, z: float = Z_95) -> tuple[float
 
 
 def mcnemar_exact(only_ours: int, only_theirs: int) -> float:
-    """Two-sided exact p-value of McNemar's test from the two counts of questions that only one side answered right."""
+    """Two-sided exact p-value of McNemar's test from the counts of questions that one side alone got right."""
     if only_ours < 0 or only_theirs < 0:
         raise ValueError(f"counts cannot be negative, got {only_ours} and {only_theirs}")
     num, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
@@ -125,9 +125,10 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two sides on the same questions: bootstrap interval of the difference and McNemar's exact test.
 
-    `ours[i]` and `theirs[i]` say whether each side answered question i right. With `clusters` (the picture of each
-    question), whole clusters are resampled, so that questions sharing a picture do not count as independent;
-    McNemar's test treats every question as its own. ValueError when lengths differ or nothing was asked.
+    `ours[i]` and `theirs[i]` say whether each side answered question i right. With `clusters` (the picture of
+    each question), whole clusters are resampled, so that questions sharing a picture do not count as
+    independent; McNemar's test treats every question as its own. ValueError when lengths differ or nothing
+    was asked.
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"paired answers need equal, non-zero lengths, got {len(ours)} and {len(theirs)}")
@@ -160,6 +161,6 @@ def paired_difference(
 
 
 def _ratio(numerator: int, log2_denominator: int) -> float:
-    """numerator / 2**log2_denominator without overflowing a float on the way; 0.0 when it is too small to hold."""
+    """numerator / 2**log2_denominator, without overflow on the way; 0.0 when it is too small to hold."""
     excess = max(numerator.bit_length() - 64, 0)
     return math.ldexp(float(numerator >> excess), excess - log2_denominator)

@@ -56,7 +56,7 @@ def test_mcnemar_survives_thousands_of_questions() -> None:
 
 
 def test_bootstrap_interval_agrees_with_the_normal_approximation() -> None:
-    """1,000 questions, 150 only ours, 100 only theirs: difference .05, standard error sqrt((.25 - .05^2) / 1000)."""
+    """Of 1,000 questions 150 are only ours and 100 only theirs: .05 with error sqrt((.25 - .05^2) / 1000)."""
     ours = [True] * 150 + [False] * 100 + [True] * 750
     theirs = [False] * 150 + [True] * 100 + [True] * 750
     result = paired_difference(ours, theirs, num_resamples=4000, seed=1)

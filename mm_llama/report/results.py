@@ -1,0 +1,352 @@
+"""What came out: the headline figures, the curves, and the table by question type beside its baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mm_llama.report.charts import Point, Series, dot_row, key_shape, line_figure, smooth, thin
+from mm_llama.report.inputs import Inputs, Stage
+from mm_llama.report.markup import Markup, element
+from mm_llama.report.pictures import type_name
+
+# Sides of vqa.json in the order of the page: key, name in tables, shape in dot plots.
+SIDES = (
+    ("model", "This adapter", "ours"),
+    ("majority_by_question", "Majority by question", "majority"),
+    ("majority_by_type", "Majority by type", ""),
+    ("no_picture", "No picture", "no_picture"),
+    ("wrong_picture", "Another picture", "wrong_picture"),
+)
+
+
+def eyebrow(inputs: Inputs) -> str:
+    """The line over the title: the run, and when it was made."""
+    started = str(inputs.demo.get("started") or "")[:10]
+    return " · ".join(
+        part for part in ("mm_llama", str(inputs.demo.get("name") or inputs.run_dir.name), started) if part
+    )
+
+
+def headline(inputs: Inputs) -> Iterator[Markup]:
+    """Yield the three figures: accuracy beside its baselines, minutes of training, text unchanged or not."""
+    if inputs.proof and not inputs.proof.get("identical"):
+        yield element(
+            "p",
+            element("strong", "The text model has changed. "),
+            "The proof below found a difference where none may be; this adapter must not be used.",
+            class_="alarm",
+            role="alert",
+        )
+    yield element(
+        "div",
+        element("div", _accuracy(inputs)),
+        element("div", _minutes(inputs)),
+        element("div", _unchanged(inputs)),
+        class_="headline",
+    )
+
+
+def _accuracy(inputs: Inputs) -> Markup:
+    ours = score(inputs.vqa, "model")
+    if ours is None:
+        return _figure("Held-out questions answered right", "–", "not measured in this run", word=True)
+    low, high = ours["wilson_95"]
+    rows: list[Markup] = []
+    for key, name, _ in SIDES:
+        side = score(inputs.vqa, key)
+        if side is None or key == "majority_by_type":
+            continue
+        value = 100 * side["accuracy"]
+        kind = "bar ours" if key == "model" else "bar"
+        rows.append(element("span", element("b", name) if key == "model" else name))
+        rows.append(
+            element("span", element("i", style=f"width:{value:.1f}%"), class_=kind, aria_hidden="true")
+        )
+        rows.append(element("span", percent(side["accuracy"]), class_="num"))
+    about = (
+        f"{ours['total']:,} questions about pictures never trained on; "
+        f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    )
+    return _figure(
+        "Held-out questions answered right",
+        [percent(ours["accuracy"]), element("small", f" ± {100 * ours['half_width_95']:.1f}")],
+        about,
+        element("div", *rows, class_="versus"),
+    )
+
+
+def _minutes(inputs: Inputs) -> Markup:
+    seconds = training_seconds(inputs)
+    total = sum(float(phase.get("seconds") or 0) for phase in inputs.demo.get("phases") or [])
+    if seconds is None:
+        return _figure("Training", "–", "the time was not recorded in this run", word=True)
+    machine = inputs.demo.get("machine")
+    on = f" on {machine['cores']} CPU cores" if isinstance(machine, dict) and machine.get("cores") else ""
+    whole = f"; the whole run took {duration(total)}" if total else ""
+    return _figure("Training", _big_duration(seconds), f"of training{on}{whole}")
+
+
+def _unchanged(inputs: Inputs) -> Markup:
+    if not inputs.proof:
+        return _figure("Text unchanged", "–", "not proven in this run: proof.json is missing", word=True)
+    if not inputs.proof.get("identical"):
+        return _figure("Text unchanged", "No", "a difference was found: see the proof", word=True, bad=True)
+    compared = sum(int(case.get("num_values") or 0) for case in inputs.proof.get("cases") or [])
+    return _figure(
+        "Text unchanged",
+        ["Yes", element("small", " bit for bit")],
+        f"{compared:,} logits compared with the plain text model: every one equal, and the same SHA-256 of "
+        "its weights",
+    )
+
+
+def _figure(
+    name: str, value: Any, about: str, *more: Markup, word: bool = False, bad: bool = False
+) -> Markup:
+    style = " ".join(["big", *(["word"] if word else []), *(["bad"] if bad else [])])
+    return element(
+        "dl",
+        element("dt", name),
+        element("dd", value, class_=style),
+        element("dd", about, class_="soft small"),
+        *_rest(more),
+    )
+
+
+def _rest(more: Sequence[Markup]) -> list[Markup]:
+    """Wrap further content of a definition list, so that the list stays valid."""
+    return [element("dd", part) for part in more]
+
+
+def curves(inputs: Inputs) -> Iterator[Markup]:
+    """Yield a loss chart per stage, and an accuracy chart where the metrics hold one."""
+    figures: list[Markup] = []
+    for stage in inputs.stages:
+        figures += _stage_curves(stage, inputs, named=len(inputs.stages) > 1)
+    yield element(
+        "p",
+        "Only the adapter’s own weights move. Held-out values come from training pictures set aside "
+        "beforehand, "
+        "never from the test questions.",
+        class_="intro",
+    )
+    if not figures:
+        yield element("p", "The metrics hold no loss, so there is nothing to draw.", class_="missing")
+        return
+    yield element("div", *figures, class_="charts")
+
+
+def _stage_curves(stage: Stage, inputs: Inputs, *, named: bool) -> Iterator[Markup]:
+    prefix = f"{stage.name}: " if named else ""
+    loss, held_loss = points(stage.metrics, "loss"), points(stage.metrics, "eval_loss")
+    if loss:
+        yield _curve(
+            f"{prefix}Loss at the answer tokens",
+            "Nats a token, smoothed; the raw values lie behind the line.",
+            loss,
+            held_loss,
+            lambda value: f"{value:.3g}",
+        )
+    accuracy, held = points(stage.metrics, "accuracy"), points(stage.metrics, "eval_accuracy")
+    if accuracy or held:
+        yield _curve(
+            f"{prefix}Answer tokens predicted right",
+            "Each token given the true ones before it: easier than answering freely, so not the headline "
+            "figure.",
+            accuracy,
+            held,
+            lambda value: f"{100 * value:.0f} %",
+            y_range=(0.0, 1.0),
+        )
+
+
+def _curve(
+    title: str,
+    caption: str,
+    train: Sequence[Point],
+    held_out: Sequence[Point],
+    y_format: Any,
+    **more: Any,
+) -> Markup:
+    series = []
+    if train:
+        faint = thin(train, 400)
+        smoothed = thin(smooth(train, half_life=max(1.0, len(train) / 60)), 200)
+        series.append(Series("training", smoothed, "base" if held_out else "ours", faint=faint))
+    if held_out:
+        series.append(Series("held out", held_out, "ours", marks=len(held_out) <= 30))
+    return line_figure(title=title, caption=caption, series=series, x_name="step", y_format=y_format, **more)
+
+
+def types(inputs: Inputs) -> Iterator[Markup]:
+    """Yield the table by question type: counts, intervals, baselines, and a dot plot in each row."""
+    sides = [side for side in SIDES if score(inputs.vqa, side[0]) is not None]
+    baselines = [side for side in sides if side[0] != "model"]
+    num = int((score(inputs.vqa, "model") or {}).get("total", 0))
+    yield element(
+        "p",
+        f"Every one of {num:,} test questions, answered by generating text until the model ends its turn; "
+        "the whole answer must "
+        "equal the truth. The columns on the right say how far one gets without looking: with the commonest "
+        "training answer to "
+        "the same question or to its type, and with this adapter when it is shown nothing, or the picture of "
+        "another question.",
+        class_="intro",
+    )
+    groups = [
+        element("th", "Question type", scope="col", rowspan=2),
+        element("th", "Questions", scope="col", rowspan=2, class_="num"),
+        element("th", "This adapter", scope="col", rowspan=2, class_="num"),
+        element("th", "0 to 100 %", scope="col", rowspan=2),
+    ]
+    if baselines:
+        groups.append(
+            element("th", "Without looking", scope="colgroup", colspan=len(baselines), class_="group")
+        )
+    header = [element("th", name, scope="col", class_="num") for _, name, _ in baselines]
+    rows = [
+        _type_row(type_name(str(row.get("type", ""))), row, baselines)
+        for row in inputs.vqa.get("types") or []
+    ]
+    rows.append(_type_row("All questions", inputs.vqa.get("overall") or {}, baselines, total=True))
+    table = element(
+        "table",
+        element("caption", "Share of questions answered right, in per cent, ± half of the 95 % interval"),
+        element("thead", element("tr", *groups), element("tr", *header)),
+        element("tbody", *rows),
+    )
+    yield element(
+        "div", table, class_="scroll types", tabindex=0, role="region", aria_label="Accuracy by question type"
+    )
+    legend = [
+        ("ours", "This adapter, with its 95 % interval"),
+        *[(kind, name) for _, name, kind in baselines if kind],
+    ]
+    yield element("ul", *[element("li", key_shape(kind), name) for kind, name in legend], class_="key")
+    yield from _comparisons(inputs.vqa)
+
+
+def _type_row(
+    name: str, row: Mapping[str, Any], baselines: Sequence[tuple[str, str, str]], *, total: bool = False
+) -> Markup:
+    ours = row.get("model")
+    if not isinstance(ours, dict):
+        return element(
+            "tr", element("th", name, scope="row"), element("td", "not measured", colspan=3 + len(baselines))
+        )
+    low, high = ours["wilson_95"]
+    markers = [
+        (kind, float(row[key]["accuracy"]))
+        for key, _, kind in baselines
+        if kind and isinstance(row.get(key), dict)
+    ]
+    said = ", ".join(
+        f"{label} {percent(row[key]['accuracy'])}"
+        for key, label, _ in baselines
+        if isinstance(row.get(key), dict)
+    )
+    plot = dot_row(
+        ours["accuracy"],
+        low,
+        high,
+        markers=markers,
+        description=f"{name}: this adapter {percent(ours['accuracy'])}; {said}",
+    )
+    cells = [
+        element("th", name, scope="row"),
+        element("td", f"{ours['total']:,}", class_="num", data_label="Questions"),
+        element(
+            "td",
+            element(
+                "span",
+                element("strong", _cell(ours["accuracy"])),
+                element("small", f" ± {100 * ours['half_width_95']:.1f}"),
+            ),
+            class_="num",
+            data_label="This adapter",
+        ),
+        element("td", plot),
+    ]
+    for key, label, _ in baselines:
+        side = row.get(key)
+        share = _cell(side["accuracy"]) if isinstance(side, dict) else "–"
+        cells.append(element("td", share, class_="num", data_label=label))
+    return element("tr", *cells, class_="total" if total else None)
+
+
+def _comparisons(vqa: Mapping[str, Any]) -> Iterator[Markup]:
+    names = {key: name for key, name, _ in SIDES}
+    items = []
+    for key, found in (vqa.get("comparisons") or {}).items():
+        if key not in names or not isinstance(found, dict):
+            continue
+        items.append(
+            element(
+                "li",
+                element("strong", f"{names[key]}: "),
+                f"{100 * found['difference']:+.1f} points for the adapter (95 % interval "
+                f"{100 * found['low_95']:+.1f} to "
+                f"{100 * found['high_95']:+.1f}, whole pictures resampled). Right where the other was wrong "
+                f"{found['only_ours_right']:,} times, wrong where the other was right "
+                f"{found['only_theirs_right']:,} times; "
+                f"McNemar’s exact test p {_p_value(found['mcnemar_p'])}.",
+            )
+        )
+    if items:
+        yield element("h3", "On the same questions, in pairs", style="margin-top:26px")
+        yield element("ul", *items, class_="plain small")
+
+
+def score(vqa: Mapping[str, Any], side: str) -> dict[str, Any] | None:
+    """Return one side's overall figures of vqa.json; None where it was not measured."""
+    overall = vqa.get("overall")
+    found = overall.get(side) if isinstance(overall, dict) else None
+    return found if isinstance(found, dict) and found.get("total") else None
+
+
+def points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+    """Return (step, value) of every metrics line that holds the number `key`."""
+    found = []
+    for row in metrics:
+        step, value = row.get("step"), row.get(key)
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
+            found.append((float(step), float(value)))
+    return found
+
+
+def training_seconds(inputs: Inputs) -> float | None:
+    """Return the seconds spent training: demo.json's own figure, else the summaries' sum."""
+    if inputs.demo.get("training_seconds") is not None:
+        return float(inputs.demo["training_seconds"])
+    seconds = [stage.summary.get("seconds") for stage in inputs.stages]
+    known = [float(value) for value in seconds if isinstance(value, int | float)]
+    return sum(known) if known else None
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    if seconds < 5940:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _big_duration(seconds: float) -> list[Any]:
+    number, _, unit = duration(seconds).partition(" ")
+    return [number, element("small", f" {dict(s='seconds', min='minutes', h='hours')[unit]}")]
+
+
+def _cell(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _p_value(value: float) -> str:
+    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
