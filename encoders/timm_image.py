@@ -110,7 +110,7 @@ class TimmImage(nn.Module):
             )
         self._digest: tuple[object, str] | None = None
         if not any(p.is_meta for p in self.parameters()):
-            self.digest  # noqa: B018  of the weights in the precision of their file, whatever they are cast to later
+            self.digest  # noqa: B018  now, while the weights are as their file holds them
 
     def forward(self, pixels_M3hw: Tensor) -> Tensor:
         """Features float[M, N, E] of pixels float[M, 3, h, w]; prefix tokens, then the grid row by row."""
@@ -152,8 +152,7 @@ class TimmImage(nn.Module):
     @property
     def digest(self) -> str:
         """SHA-256 of the weights as loaded; computed again only when training or loading has changed them."""
-        # In-place changes raise a tensor's version; a change of precision does not, so the digest survives
-        # it.
+        # Changes in place raise a tensor's version; a cast does not, so the digest survives it.
         key = tuple((id(p), p._version) for p in self.parameters())
         if self._digest is None or self._digest[0] != key:
             self._digest = (key, _digest(self.model.state_dict()))
@@ -211,14 +210,20 @@ class TimmImage(nn.Module):
             self.model.prune_intermediate_layers(list(self.layers), prune_norm=not self.norm, prune_head=True)
 
     def _probe(self, grid: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
-        """Grid and width by one pass without data: right for any model and any choice of layers."""
+        """Grid and width by one pass without data: right for any model and any choice of layers.
+
+        The pass also shows which parameters take no part (norms inside a head); their modules are dropped.
+        """
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         empty = {f"encoder.model.{key}": torch.empty_like(value, device="meta") for key, value in tensors}
+        names = [key for key, _ in self.model.named_parameters()]
+        leaves = [empty[f"encoder.model.{key}"].requires_grad_() for key in names]
         pixels_13hw = torch.empty(1, 3, *self.image_size, device="meta", dtype=torch.float32)
         was_training = self.model.training
         self.model.eval()
         try:
-            sizes = torch.func.functional_call(_Sizes(self, grid), empty, (pixels_13hw,))
+            with torch.enable_grad():
+                grid, features = torch.func.functional_call(_Probe(self, grid), empty, (pixels_13hw,))
         except (AssertionError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.name} gives no features of layers {self._taps()} at image_size {self.image_size}: "
@@ -226,24 +231,37 @@ class TimmImage(nn.Module):
             ) from error
         finally:
             self.model.train(was_training)
-        return sizes
+        gradients = torch.autograd.grad(features.sum(), leaves, allow_unused=True)
+        used = [key for key, gradient in zip(names, gradients, strict=True) if gradient is not None]
+        _drop_unused(self.model, "", used)
+        return grid, features.shape[-1]
 
     def _taps(self) -> list[int | str]:
         return [*self.layers, *(["final"] if self.final else [])]
 
 
-class _Sizes(nn.Module):
-    """Grid and width of an encoder's features; a module because functional_call runs `forward` only."""
+class _Probe(nn.Module):
+    """Grid and features of an encoder; a module because functional_call runs `forward` only."""
 
     def __init__(self, encoder: TimmImage, grid: tuple[int, int] | None) -> None:
         super().__init__()
         self.encoder = encoder
         self.wanted_grid = grid
 
-    def forward(self, pixels_M3hw: Tensor) -> tuple[tuple[int, int], int]:
+    def forward(self, pixels_M3hw: Tensor) -> tuple[tuple[int, int], Tensor]:
         taps = self.encoder._tapped(pixels_M3hw)
         grid = self.wanted_grid or (taps[-1][0].shape[-2], taps[-1][0].shape[-1])
-        return grid, self.encoder._features(taps, grid).shape[-1]
+        return grid, self.encoder._features(taps, grid)
+
+
+def _drop_unused(module: nn.Module, prefix: str, used: list[str]) -> None:
+    """Replace each submodule that has parameters, none of them in `used`, by one that has none."""
+    for name, child in list(module.named_children()):
+        path = f"{prefix}{name}."
+        if any(key.startswith(path) for key in used):
+            _drop_unused(child, path, used)
+        elif any(True for _ in child.parameters()):
+            setattr(module, name, nn.Identity())
 
 
 def _to_grid(map_MEhw: Tensor, grid: tuple[int, int], reduce: str, name: str) -> Tensor:

@@ -18,7 +18,7 @@ READERS = {"efficientnet_lite0": "encoders.efficientnet_lite0", "dinov2_onnx": "
 def load_timm(
     name: str, weights: str | Path | None, weights_format: str, image_size: tuple[int, int], seed: int
 ) -> tuple[Any, Any]:
-    """The timm model at `image_size` with its weights, and the reader module they needed (None: timm's own)."""
+    """The timm model at `image_size` with its weights, and the reader module they needed (None: timm's)."""
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(
@@ -26,7 +26,10 @@ def load_timm(
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = timm.create_model(name, pretrained=weights == "pretrained")
+        try:
+            model = timm.create_model(name, pretrained=weights == "pretrained")
+        except RuntimeError as error:
+            raise ValueError(f"timm cannot make {name}: {error}") from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(
             f"{name} offers no intermediate layers in timm {timm.__version__}: choose another model"
