@@ -1,0 +1,1 @@
+"""Stages: one loop, pure step functions, and what makes a run exact."""

@@ -1,0 +1,244 @@
+"""The one training loop: every stage is this loop, a config, and a pure step function.
+
+Fetch the micro-batches of a step, forward and backward each as its share of all targets, check that
+everything is finite, clip, update; every N steps evaluate and save. The same call again continues where it
+stopped, with the same losses as a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import torch
+
+from mm_llama.batch import Batch
+from mm_llama.model import MultimodalLlama
+from mm_llama.stages.checkpoint import identity, restore, save_checkpoint
+from mm_llama.stages.freeze import FreezeTable, freeze, set_train_mode, verify
+from mm_llama.stages.metrics import (
+    MetricsLog,
+    config_hash,
+    environment,
+    means,
+    sources,
+    throughput,
+    write_summary,
+)
+from mm_llama.stages.optim import NonFinite, adamw, clip_gradients, schedule_factor, set_lr
+from mm_llama.stages.preemption import EXIT_CODE, StopSignals
+from mm_llama.stages.progress import Progress
+from mm_llama.stages.randomness import random_state, seed_everything, set_random_state, undisturbed
+from mm_llama.stages.resume import find_resume, load_init
+from mm_llama.stages.steps import StepOutput, count_targets, next_token
+
+Step = Callable[[MultimodalLlama, Batch], StepOutput]
+Evaluate = Callable[[MultimodalLlama], Mapping[str, float]]
+
+
+class Loader(Protocol):
+    """An endless stream of batches that can say, as JSON data, where it stands, and go on from there."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Summary:
+    """What a run came to; `final` is its last record in `metrics.jsonl`."""
+
+    step: int
+    finished: bool
+    final: dict[str, Any]
+    checkpoint: Path | None
+    minutes: float
+    table: FreezeTable
+
+
+def train(
+    model: MultimodalLlama,
+    loader: Loader,
+    step: Step = next_token,
+    *,
+    run_dir: str | Path,
+    train: Sequence[str],
+    num_steps: int,
+    name: str = "stage",
+    accumulate: int = 1,
+    lr: float = 1e-3,
+    betas: Sequence[float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    gate_lr_multiple: float = 10.0,
+    gates: Sequence[str] = (),
+    no_decay: Sequence[str] = (),
+    schedule: str = "cosine",
+    warmup_steps: int = 20,
+    final_fraction: float = 0.0,
+    clip_norm: float = 1.0,
+    eval_fn: Evaluate | None = None,
+    eval_every: int = 0,
+    save_every: int = 100,
+    keep_last: int = 2,
+    log_every: int = 10,
+    seed: int = 0,
+    init: Mapping[str, str | Path] | None = None,
+    resume: str = "auto",
+    allow_core_swap: bool = False,
+    stop_after: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    tensorboard: bool = True,
+    stream: TextIO | None = None,
+) -> Summary:
+    """Train the parameters under the prefixes `train` for `num_steps` updates; checkpoints go to `run_dir`.
+
+    A step is `accumulate` batches, weighted by their targets: it equals one big batch. `eval_fn` runs every
+    `eval_every` steps and after the last; 0 means only then. `save_every` 0 saves at the end only.
+    `stop_after` leaves after that step as if told to stop. SIGINT and SIGTERM finish the step, save, and exit
+    with code 75.
+
+    Raises ValueError (FrozenChanged, NonFinite among them) when the stage is declared wrongly, breaks its
+    declaration or stops being finite; nothing is saved after that.
+    """
+    run_dir, config = Path(run_dir), dict(config or {})
+    if num_steps < 1 or accumulate < 1:
+        raise ValueError(
+            f"stage.num_steps and stage.accumulate must be at least 1, got {num_steps} and {accumulate}"
+        )
+    factor = schedule_factor(schedule, warmup_steps=warmup_steps, final_fraction=final_fraction)
+    seed_everything(seed)
+    # Restore order, the first that exists wins: this run; explicit `resume`; `init` of earlier stages; fresh.
+    # `init` is loaded even when a run continues: a checkpoint holds only what its stage trains.
+    lineage = load_init(model, init or {}, allow_core_swap)
+    table = freeze(model, train)
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer = adamw(
+        parameters,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        gate_lr_multiple=gate_lr_multiple,
+        gates=gates,
+        no_decay=no_decay,
+    )
+    facts = {"stage": name, "train": list(train), "seed": seed, "config_hash": config_hash(config)}
+    facts |= identity(model, table.train) | environment()
+    start, minutes_before = 0, 0.0
+    saved = find_resume(run_dir, resume, config)
+    if saved is not None:
+        state = restore(saved, model, optimizer, table)
+        start, minutes_before, lineage = state["step"], state["minutes"], state["lineage"][:-1]
+        loader.load_state_dict(state["data"])
+        set_random_state(state["random"])
+    began = time.perf_counter()
+
+    def save() -> Path:
+        # A run of one step from closed gates moves the gates alone, so change is asked for from two steps on.
+        verify(model, table, require_change=done >= max(2, num_steps))
+        state = facts | {"step": done, "num_steps": num_steps, "minutes": minutes(), "lineage": lineage}
+        state |= {"data": loader.state_dict(), "random": random_state()}
+        return save_checkpoint(run_dir, model, optimizer, table, state, config, keep_last=keep_last)
+
+    def minutes() -> float:
+        return minutes_before + (time.perf_counter() - began) / 60
+
+    done, saved_step, batches = start, start, iter(loader)
+    progress = Progress(name, num_steps, start, log_every=log_every, stream=stream)
+    log = MetricsLog(run_dir, start, tensorboard=tensorboard, say=progress.note)
+    with closing(log), progress, StopSignals() as stop:
+        progress.note(table)
+        if saved is not None:
+            progress.note(f"continuing after step {start} of {num_steps}, from {saved}")
+        while done < num_steps and done != stop_after and not stop.received:
+            clock = time.perf_counter()
+            micro_batches = [_next(batches, done).to(model.device) for _ in range(accumulate)]
+            waited = time.perf_counter() - clock
+            outputs = _forward_backward(model, step, micro_batches)
+            try:
+                losses = _finite_losses(outputs, micro_batches)
+                norm = clip_gradients(parameters, clip_norm)
+            except NonFinite as error:
+                last = f"the newest checkpoint is {saved}" if saved else "there is no checkpoint yet"
+                raise NonFinite(
+                    f"stopped before update {done + 1}: {error}; rows: {sources(micro_batches)}; {last}. "
+                    "Look at these rows, or lower optim.lr"
+                ) from error
+            rate = set_lr(optimizer, factor(done, num_steps))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+            seconds = time.perf_counter() - clock
+            record = {"step": done, "epoch": loader.state_dict().get("epoch", 0)}
+            record |= means(outputs, losses) | {"lr": rate, "grad_norm": norm}
+            record |= throughput(micro_batches, seconds, waited)
+            if eval_fn is not None and (done == num_steps or (eval_every and done % eval_every == 0)):
+                record |= _evaluate(model, table, eval_fn)
+            log.write(record)
+            progress.show(record)
+            if done == num_steps or (save_every and done % save_every == 0):
+                saved, saved_step = save(), done
+        if saved_step != done or saved is None:
+            saved = save()
+        elif done == start:
+            verify(model, table, require_change=done >= max(2, num_steps))
+        progress.note(table)
+    summary = Summary(done, done == num_steps, log.last, saved, minutes(), table)
+    write_summary(
+        run_dir,
+        facts
+        | {"finished": summary.finished, "step": done, "num_steps": num_steps, "minutes": summary.minutes}
+        | {"final": summary.final, "checkpoint": saved.name, "lineage": lineage, "freeze": table.to_json()},
+    )
+    if stop.received and not summary.finished:
+        progress.note(f"{stop.received}: saved after step {done} of {num_steps}; the same command continues")
+        raise SystemExit(EXIT_CODE)
+    return summary
+
+
+def _next(batches: Iterator[Batch], done: int) -> Batch:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(
+            f"the data ended after step {done}: a loader must go on from epoch to epoch"
+        ) from None
+
+
+def _forward_backward(model: MultimodalLlama, step: Step, micro_batches: Sequence[Batch]) -> list[StepOutput]:
+    """Leave the gradient of the mean over all targets of the micro-batches, as one big batch would."""
+    num_targets = sum(count_targets(batch) for batch in micro_batches)
+    if not num_targets:
+        raise ValueError(f"nothing to learn from: no row of this step has targets: {sources(micro_batches)}")
+    outputs = []
+    for batch in micro_batches:
+        output = step(model, batch)
+        # Rows without media never meet what trains: their loss counts, their gradient is zero.
+        if output.loss_sum.requires_grad:
+            (output.loss_sum / num_targets).backward()
+        outputs.append(output)
+    assert sum(output.num_targets for output in outputs) == num_targets
+    return outputs
+
+
+def _finite_losses(outputs: Sequence[StepOutput], micro_batches: Sequence[Batch]) -> list[float]:
+    losses: list[float] = torch.stack([output.loss_sum.detach() for output in outputs]).tolist()
+    bad = [batch for batch, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
+    if bad:
+        raise NonFinite(f"the loss is not finite in a batch with {sources(bad)}")
+    return losses
+
+
+def _evaluate(model: MultimodalLlama, table: FreezeTable, eval_fn: Evaluate) -> dict[str, float]:
+    model.eval()
+    try:
+        with undisturbed(), torch.no_grad():
+            return {f"eval.{key}": value for key, value in eval_fn(model).items()}
+    finally:
+        set_train_mode(model, table)
