@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 # For checkpoints that brought no template: exactly what our chat formats write.
 _CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
+    "{% for message in messages %}"
+    "{% set role = 'tool' if message['role'] == 'ipython' else message['role'] %}"
+    "{{ '<|im_start|>' + role + '\\n' + message['content']"
     " + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -47,7 +49,8 @@ def export_hf(
 ) -> None:
     """Write a core, in the dtype it has, as a folder that transformers loads; `folder` must be new or empty.
 
-    Nothing is left behind when it fails. The folder loads back with `load_core`, bit for bit.
+    Nothing is left behind when it fails. The folder loads back with `load_core`, bit for bit. `chat` is the
+    format of its conversations: it decides the stop tokens, and the template where the tokenizer has none.
     """
     weights = core.state_dict()
     entries = {
@@ -75,6 +78,7 @@ def write_huggingface(
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         part = {HF_NAMES.of(name): tensors[name].contiguous() for name in names}
         save_file(part, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # not only for its owner
         weight_map |= dict.fromkeys(part, file)
     if len(shards) > 1:
         total = sum(_size(entry) for entry in tensors.entries.values())
@@ -153,8 +157,11 @@ pipeline_tag: text-generation
 # A Llama-architecture text core
 
 {config.num_layers} layers, width {config.dim}, {config.num_heads} heads ({config.num_kv_heads} KV),
-vocabulary {config.vocab_size}, context {config.max_context}, stored as {dtype}. Written by mm_llama; the
-licence and the intended use are those of the checkpoint it was made from.
+vocabulary {config.vocab_size}, context {config.max_context}, stored as {dtype}.
 
-Digest of the tensors: `{digest}`. An adapter that names this digest attaches to this core.
+Written by mm_llama. Licence and intended use are those of the checkpoint that it was made from.
+
+Digest of the tensors: `{digest}`
+
+An adapter that names this digest attaches to this core.
 """

@@ -72,7 +72,13 @@ def open_gguf(path: Path) -> Checkpoint:
     record = read_json(folder / SOURCE)
     # A vocabulary that could not be converted is named when the tokenizer is asked for, not before.
     vocabulary = checkpoint.tokenizer_path or (path if record["vocabulary"] else None)
-    return replace(checkpoint, digest=record["digest"], chat=record["chat"], tokenizer_path=vocabulary)
+    return replace(
+        checkpoint,
+        form="GGUF",
+        digest=record["digest"],
+        chat=record["chat"],
+        tokenizer_path=vocabulary,
+    )
 
 
 def convert(path: Path, folder: Path, sha256: str) -> None:
@@ -126,16 +132,16 @@ def _contents(reader: GGUFReader, fields: Mapping[str, Any], path: Path) -> tupl
     factors = parts.pop(_ROPE, None)
     if factors is not None:
         config = replace(config, rope_scaling=rope_scaling(_dequantise(factors), config, fields, where=path))
-    expected = {GGUF_NAMES.of(name): shape for name, shape in core_shapes(config).items()}
+    core = core_shapes(config)
     check_tensors(
         str(path),
-        expected=expected,
+        expected={GGUF_NAMES.of(name): shape for name, shape in core.items()},
         shapes={name: _shape(part) for name, part in parts.items()},
         dtypes=dict.fromkeys(parts, torch.float32),
         asked_by="the file's metadata",
     )
     entries = {}
-    for name, shape in core_shapes(config).items():
+    for name, shape in core.items():
         published = GGUF_NAMES.of(name)
         read = partial(_read, name, parts[published], config)
         entries[name] = Entry(published, shape, torch.float32, read)

@@ -76,7 +76,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
     config = config_from_json(read_json(config_path), where=config_path)
     files = _weight_files(folder)
     found = _headers(files)
-    expected = {HF_NAMES.of(name): shape for name, shape in core_shapes(config).items()}
+    shapes = core_shapes(config)
     ignored = {name for name in found if name.endswith(".rotary_emb.inv_freq")}
     embedding, head = HF_NAMES.of("embedding.weight"), HF_NAMES.of("head.weight")
     if config.tied and head in found:
@@ -89,13 +89,14 @@ def open_huggingface(folder: Path) -> Checkpoint:
     found = {name: entry for name, entry in found.items() if name not in ignored}
     check_tensors(
         str(folder),
-        expected=expected,
+        expected={HF_NAMES.of(name): shape for name, shape in shapes.items()},
         shapes={name: entry.shape for name, entry in found.items()},
         dtypes={name: entry.dtype for name, entry in found.items()},
         asked_by=config_path.name,
     )
-    entries = {name: found[HF_NAMES.of(name)] for name in core_shapes(config)}
+    entries = {name: found[HF_NAMES.of(name)] for name in shapes}
     return Checkpoint(
+        form="Hugging Face",
         config=config,
         tensors=StoredTensors(entries),
         files=(config_path, *files),

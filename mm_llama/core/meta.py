@@ -82,23 +82,22 @@ def open_meta(folder: Path) -> Checkpoint:
     if repeat > 1 and stored_heads == config.num_kv_heads:
         # The 405B in 16 files counts the copies in params.json too.
         config = replace(config, num_kv_heads=config.num_kv_heads // repeat)
-    expected = {
-        META_NAMES.of(name): _with_copies(name, shape, repeat) for name, shape in core_shapes(config).items()
-    }
+    core = core_shapes(config)
     ignored = {"rope.freqs"} | ({head} if tied else set())
     check_tensors(
         str(folder),
-        expected=expected,
+        expected={META_NAMES.of(name): _with_copies(name, shape, repeat) for name, shape in core.items()},
         shapes={name: shape for name, shape in joined.items() if name not in ignored},
         dtypes={name: dtype for name, (_, dtype) in pieces.items() if name not in ignored},
         asked_by=params_path.name,
     )
     entries = {}
-    for name, shape in core_shapes(config).items():
+    for name, shape in core.items():
         published = META_NAMES.of(name)
         read = partial(_read, name, published, shards, config, repeat)
         entries[name] = Entry(published, shape, pieces[published][1], read)
     return Checkpoint(
+        form="Meta",
         config=config,
         tensors=StoredTensors(entries),
         files=(params_path, *(shard.path for shard in shards)),

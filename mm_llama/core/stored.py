@@ -1,18 +1,21 @@
 """A published checkpoint under the core's own tensor names; a tensor is read only when it is asked for.
 
-Each format (Hugging Face, Meta, GGUF) says where its tensors lie. Here their names, shapes and dtypes are held
-against the core, every difference in one error, and then copied one by one into a core that was built on the
-meta device: peak memory is the model itself and one tensor.
+Each format (Hugging Face, Meta, GGUF) says where its tensors lie. Here their names, shapes and dtypes are
+held against the core, every difference in one error, and then copied one by one into a core that was built on
+the meta device: peak memory is the model itself and one tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mm_llama.core.llama import Llama, LlamaConfig
 
@@ -47,23 +50,25 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def finite(self) -> StoredTensors:
         """Return the same tensors, each refused when it is read and holds NaN or infinity."""
+        return StoredTensors(
+            {name: replace(entry, read=partial(_finite, entry)) for name, entry in self.entries.items()}
+        )
 
-        def guarded(entry: Entry) -> Entry:
-            def read() -> Tensor:
-                tensor = entry.read()
-                if not torch.isfinite(tensor).all():
-                    raise ValueError(f"{entry.published} holds NaN or infinity: the checkpoint is damaged")
-                return tensor
-
-            return replace(entry, read=read)
-
-        return StoredTensors({name: guarded(entry) for name, entry in self.entries.items()})
+    def cast(self, dtype: torch.dtype) -> StoredTensors:
+        """Return the same tensors in another dtype."""
+        return StoredTensors(
+            {
+                name: replace(entry, dtype=dtype, read=partial(_cast, entry, dtype))
+                for name, entry in self.entries.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that has passed its checks, nothing of it read yet."""
 
+    form: str  # "Hugging Face", "Meta" or "GGUF"
     config: LlamaConfig
     tensors: StoredTensors
     files: tuple[Path, ...]  # what its digest depends on
@@ -88,11 +93,15 @@ class Names:
         return f"{self.layers}{index}.{self.parts[part]}.weight"
 
 
+def blank_core(config: LlamaConfig) -> Llama:
+    """Return a core on the meta device: every shape, nothing allocated, nothing drawn."""
+    with torch.device("meta"), _NoInitialisation():
+        return Llama(config)
+
+
 def core_shapes(config: LlamaConfig) -> dict[str, Shape]:
-    """Return the name and shape of every tensor of a core, allocating nothing."""
-    with torch.device("meta"):
-        core = Llama(config)
-    return {name: tuple(weight.shape) for name, weight in core.named_parameters()}
+    """Return the name and shape of every tensor of a core."""
+    return {name: tuple(weight.shape) for name, weight in blank_core(config).named_parameters()}
 
 
 def check_tensors(
@@ -150,8 +159,7 @@ def filled_core(
     device: torch.device | str = "cpu",
 ) -> Llama:
     """Return a core that holds `tensors` in `dtype` (None: each as stored), read one at a time."""
-    with torch.device("meta"):
-        core = Llama(config)
+    core = blank_core(config)
     for name, placeholder in list(core.named_parameters()):
         stored = tensors[name]
         weight = torch.empty(placeholder.shape, dtype=dtype or stored.dtype, device=device)
@@ -165,6 +173,29 @@ def half_split(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder q or k rows from interleaved rotary pairs (2i, 2i+1) to half-split pairs (i, i + d/2)."""
     rows, columns = weight.shape
     return weight.view(num_heads, rows // num_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def _finite(entry: Entry) -> Tensor:
+    tensor = entry.read()
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{entry.published} holds NaN or infinity: the checkpoint is damaged")
+    return tensor
+
+
+def _cast(entry: Entry, dtype: torch.dtype) -> Tensor:
+    return entry.read().to(dtype)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leave out `torch.nn.init`: on the meta device it draws nothing, but imports torch's compiler to do it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _counted(things: list[str], noun: str) -> str:

@@ -76,8 +76,8 @@ def load_vocabulary(checkpoint: Checkpoint) -> Tokenizer | None:
     tokenizer = load_tokenizer(checkpoint.tokenizer_path)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ValueError(
-            f"{checkpoint.tokenizer_path}: the tokenizer has {tokenizer.vocab_size} ids, but the core's table "
-            f"has {checkpoint.config.vocab_size} rows; this is the tokenizer of another model"
+            f"{checkpoint.tokenizer_path}: the tokenizer has {tokenizer.vocab_size} ids, but the core's "
+            f"table has {checkpoint.config.vocab_size} rows; this is the tokenizer of another model"
         )
     return tokenizer
 

@@ -1,0 +1,140 @@
+"""`mm-llama export CORE OUT`: a core, and adapters if asked, as one Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("stored", "float32", "bfloat16", "float16")
+
+
+def main(argv: list[str]) -> int:
+    """Parse the arguments, write the folder, say what is in it."""
+    parser = argparse.ArgumentParser(
+        prog="mm-llama export",
+        description="Write a core as a Hugging Face folder that transformers and mm-llama load.",
+    )
+    parser.add_argument("core", metavar="CORE", help="a core's name (smollm2_135m) or a checkpoint's path")
+    parser.add_argument(
+        "--adapters",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="also put this run's newest checkpoint into OUT/adapters; may be given again",
+    )
+    add_arguments(parser)
+    options = parser.parse_args(argv)
+    source = core_path(options.core)
+    return write(source, options, adapters=options.adapters)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what exporting and importing share."""
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new or empty folder")
+    parser.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")
+    parser.add_argument("--shard-gb", type=float, default=5.0, metavar="GB", help="largest file (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def core_path(name: str) -> Path:
+    """Return the checkpoint that a core's config names, or the path itself."""
+    from mm_llama.paths import conf_dir
+
+    path = Path(name).expanduser()
+    config = conf_dir() / "core" / f"{name}.yaml"
+    if path.exists() or not config.is_file():
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in config.parent.glob("*.yaml")))
+            raise ValueError(f"core {name!r} is neither an existing path nor a known name ({known})")
+        return path
+    from omegaconf import OmegaConf
+
+    from mm_llama.build import resolve_source
+
+    source = OmegaConf.select(OmegaConf.load(config), "source")
+    if source is None or source == "random":
+        what = "numbers only" if source is None else "random weights"
+        raise ValueError(f"core {name!r} is {what}, with no checkpoint to export; name a checkpoint's path")
+    return resolve_source(str(source))
+
+
+def write(
+    source: str | Path,
+    options: argparse.Namespace,
+    *,
+    adapters: Sequence[str] = (),
+    tokenizer: str | None = None,
+    chat: str | None = None,
+) -> int:
+    """Write `source` as a Hugging Face folder at `options.out`, whole or not at all."""
+    if not options.shard_gb > 0:
+        raise ValueError(f"--shard-gb is {options.shard_gb}; expected a size above 0")
+    import torch
+
+    from mm_llama.core.export import staged_folder, write_huggingface
+    from mm_llama.core.weights import load_vocabulary, open_checkpoint
+
+    checkpoint = open_checkpoint(source, tokenizer_path=tokenizer)
+    tensors = checkpoint.tensors.finite()
+    if options.dtype != "stored":
+        tensors = tensors.cast(getattr(torch, options.dtype))
+    with staged_folder(options.out) as folder:
+        digest = write_huggingface(
+            checkpoint.config,
+            tensors,
+            load_vocabulary(checkpoint),
+            folder,
+            chat=chat or checkpoint.chat,
+            shard_bytes=int(options.shard_gb * 1e9),
+        )
+        names = [_copy_adapter(run, folder, digest) for run in adapters]
+        files = list(folder.glob("*.safetensors"))
+        report: dict[str, Any] = {
+            "source": str(source),
+            "form": checkpoint.form,
+            "out": str(options.out),
+            "parameters": sum(math.prod(entry.shape) for entry in tensors.entries.values()),
+            "dtypes": sorted({str(e.dtype).removeprefix("torch.") for e in tensors.entries.values()}),
+            "weight_files": len(files),
+            "weight_bytes": sum(file.stat().st_size for file in files),
+            "tokenizer": (folder / "tokenizer.json").is_file(),
+            "chat": chat or checkpoint.chat,
+            "digest": digest,
+            "adapters": names,
+        }
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    size = f"{report['weight_bytes'] / 1e6:.0f} MB in {len(files)} file{'s' * (len(files) != 1)}"
+    print(f"{options.out}: {report['parameters'] / 1e6:.1f}M parameters from a {checkpoint.form} checkpoint")
+    print(f"weights   {' and '.join(report['dtypes'])}, {size}")
+    print(f"tokenizer {'written' if report['tokenizer'] else 'none'}; chat format {report['chat']}")
+    print(f"digest    {digest}")
+    for name in names:
+        print(f"adapter   {name}")
+    return 0
+
+
+def _copy_adapter(run: str, folder: Path, digest: str) -> str:
+    """Copy a run's newest checkpoint to `folder`/adapters and return its name there."""
+    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+
+    found = find_checkpoint(run)
+    core = read_state(found)["core"]
+    if core != digest:
+        raise ValueError(
+            f"--adapters {run}: trained on the core {core}, but this core is {digest}; export the core it "
+            "was trained on, with --dtype stored"
+        )
+    target = folder / "adapters" / Path(run).resolve().name
+    if target.exists():
+        raise ValueError(
+            f"--adapters {run}: there is already one named {target.name}; rename one of the runs"
+        )
+    shutil.copytree(found, target / "checkpoints" / found.name)
+    return f"adapters/{target.name}"
