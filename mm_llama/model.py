@@ -17,6 +17,7 @@ from mm_llama.batch import Media
 from mm_llama.core.cache import KVCache
 from mm_llama.core.llama import Between, Llama
 from mm_llama.modality import CrossAttended, MediaState, Plan, plan
+from mm_llama.prefixes import Prefixes
 
 
 class MultimodalLlama(nn.Module):
@@ -26,6 +27,8 @@ class MultimodalLlama(nn.Module):
         super().__init__()
         self.core = core
         self.modality = nn.ModuleDict(dict(modalities or {}))
+        # Set by a stage whose rows repeat: states below the lowest block, remembered (see `mm_llama.prefixes`).
+        self.prefixes: Prefixes | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,22 +73,47 @@ class MultimodalLlama(nn.Module):
         `media` comes from `attach`; `lengths_B` int64 lets padding skip the media blocks. The rest as in
         `Llama.forward`; with a cache, `positions_BS` are row slots, else slots are 0..S-1.
         """
+        hidden = self.hidden(
+            tokens_BS,
+            lengths_B=lengths_B,
+            positions_BS=positions_BS,
+            documents_BS=documents_BS,
+            cache=cache,
+            media=media,
+        )
+        return self.core.logits(hidden if at is None else hidden[at])
+
+    def hidden(
+        self,
+        tokens_BS: Tensor,
+        *,
+        lengths_B: Tensor | None = None,
+        positions_BS: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+        media: MediaState | None = None,
+    ) -> Tensor:
+        """Return the states after the core's final norm, float[B, S, D]; arguments as in `forward`."""
         if media is None:
-            return self.core(
-                tokens_BS, positions_BS=positions_BS, documents_BS=documents_BS, cache=cache, at=at
+            return self.core.hidden(
+                tokens_BS, positions_BS=positions_BS, documents_BS=documents_BS, cache=cache
             )
+        slots_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
         if cache is not None and positions_BS is not None:
             slots_BS = positions_BS
+        start = 0
+        if self.prefixes is not None and cache is None and positions_BS is None and documents_BS is None:
+            start, states = self.prefixes(self, tokens_BS, lengths_B, media)
         else:
-            slots_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
-        return self.core(
+            states = self.embed(tokens_BS, slots_BS, media)
+        return self.core.hidden(
             tokens_BS,
             positions_BS=positions_BS,
             documents_BS=documents_BS,
             cache=cache,
             between=self._between(media, slots_BS, lengths_B),
-            embeddings_BSD=self._embed(tokens_BS, slots_BS, media),
-            at=at,
+            embeddings_BSD=states,
+            start=start,
         )
 
     def _between(self, media: MediaState, slots_BS: Tensor, lengths_B: Tensor | None) -> Between | None:
@@ -105,7 +133,7 @@ class MultimodalLlama(nn.Module):
 
         return between
 
-    def _embed(self, tokens_BS: Tensor, slots_BS: Tensor, media: MediaState) -> Tensor:
+    def embed(self, tokens_BS: Tensor, slots_BS: Tensor, media: MediaState) -> Tensor:
         """Embed the tokens, with each placeholder's own embedding, which belongs to its adapter."""
         hidden = self.core.embedding(tokens_BS)
         first = slots_BS[:, 0].tolist()

@@ -128,11 +128,20 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         between: Between | None = None,
         embeddings_BSD: Tensor | None = None,
+        start: int = 0,
     ) -> Tensor:
-        """Return the states after the final norm, float[B, S, D]; arguments as in `forward`."""
+        """Return the states after the final norm, float[B, S, D]; arguments as in `forward`.
+
+        With `start` > 0, `embeddings_BSD` are the states that enter layer `start`.
+        """
         hidden = self.embedding(tokens_BS) if embeddings_BSD is None else embeddings_BSD
         hidden = self.run(
-            hidden, positions_BS=positions_BS, documents_BS=documents_BS, cache=cache, between=between
+            hidden,
+            positions_BS=positions_BS,
+            documents_BS=documents_BS,
+            cache=cache,
+            between=between,
+            start=start,
         )
         return self.norm(hidden)
 

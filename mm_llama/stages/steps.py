@@ -104,15 +104,9 @@ def _chunk_loss(core: Llama, states_TD: Tensor, labels_T: Tensor) -> tuple[Tenso
 
 
 def _states(model: MultimodalLlama, batch: Batch) -> Tensor:
-    tokens_BS, media = batch.tokens_BS, model.attach(batch.media, batch.documents_BS)
-    if media is None:
-        return model.core.hidden(tokens_BS, documents_BS=batch.documents_BS)
-    slots_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
-    return model.core.hidden(
-        tokens_BS,
-        documents_BS=batch.documents_BS,
-        between=model._between(media, slots_BS, batch.lengths_B),
-        embeddings_BSD=model._embed(tokens_BS, slots_BS, media),
+    media = model.attach(batch.media, batch.documents_BS)
+    return model.hidden(
+        batch.tokens_BS, lengths_B=batch.lengths_B, documents_BS=batch.documents_BS, media=media
     )
 
 

