@@ -1,8 +1,8 @@
 """Chat formats: messages to token ids, with the targets of the loss and the places of the media.
 
 Control tokens come from the structure of the messages and are put in by id. Text is encoded with specials
-disabled, so what a person types is never more than text. A medium is one placeholder position with token id 0;
-its embedding comes from the adapter, by position.
+disabled, so what a person types is never more than text. A medium is one placeholder position with token id
+0; its embedding comes from the adapter, by position.
 """
 
 import datetime

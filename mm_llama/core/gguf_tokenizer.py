@@ -20,8 +20,8 @@ SPLITS: dict[str, list[dict[str, Any]]] = {
     "gpt-2": [split_rule(GPT2)],
     "qwen2": [split_rule(QWEN2)],
 }
-# Vocabularies of tiktoken origin: a word that is a token is taken whole, and text starts with BOS unless the file
-# says otherwise.
+# Vocabularies of tiktoken origin: a word that is a token is taken whole, and text starts with BOS unless
+# the file says otherwise.
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3"}
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
@@ -82,8 +82,8 @@ def _named(fields: dict[str, Any], tokens: list[str], name: str) -> str | None:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Key-value header of a GGUF file (version 2 or 3) as plain Python values; tensors are not touched.
 
-    The `gguf` package keeps an array object for every string, which takes seconds for a vocabulary; this reads
-    the same values in a fraction of one.
+    The `gguf` package keeps an array object for every string, which takes seconds for a vocabulary; this
+    reads the same values in a fraction of one.
     """
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:

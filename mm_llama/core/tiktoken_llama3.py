@@ -1,4 +1,4 @@
-"""The tiktoken form of the Llama 3 tokenizer, as Meta's checkpoints carry it: a file of ranks, the rest by rule."""
+"""The tiktoken form of the Llama 3 tokenizer, as in Meta's checkpoints: a file of ranks, the rest by rule."""
 
 import base64
 import binascii
@@ -53,7 +53,7 @@ def load_tiktoken_llama3(path: str | Path) -> "TiktokenLlama3":
     if sorted(ranks.values()) != list(range(NUM_RANKS)):
         raise ValueError(
             f"{path} holds {len(ranks):,} distinct tokens; a Llama 3 tokenizer.model has exactly "
-            f"{NUM_RANKS:,}, ranked 0 to {NUM_RANKS - 1:,}. The file may be cut short or belong to another model"
+            f"{NUM_RANKS:,}, ranked 0 to {NUM_RANKS - 1:,}. Is the file cut short or of another model?"
         )
     return TiktokenLlama3(ranks)
 
@@ -122,7 +122,7 @@ def pieces(text: str) -> Iterator[str]:
         yield chunk[cut:]
 
 
-def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
+def recover_merges(ranks: Mapping[bytes, int]) -> list[str]:
     """Merge list that gives the ids of `ranks` when whole words are looked up first.
 
     Every split of a token into two tokens counts as a way to reach it; the token's rank orders them, then the
@@ -133,7 +133,7 @@ def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
         halves = ((token[:i], token[i:]) for i in range(1, len(token)))
         merges += [(rank, ranks[a], ranks[b], a, b) for a, b in halves if a in ranks and b in ranks]
     merges.sort()
-    return [(_spelling(a), _spelling(b)) for _, _, _, a, b in merges]
+    return [f"{_spelling(a)} {_spelling(b)}" for _, _, _, a, b in merges]
 
 
 def split_rule(pattern: str) -> dict[str, object]:

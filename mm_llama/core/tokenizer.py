@@ -1,8 +1,8 @@
 """Text to token ids and back, for the byte-level BPE vocabularies of the Llama family.
 
 Three forms are read: `tokenizer.json`, the tiktoken `tokenizer.model` of Meta's releases and the vocabulary
-inside a GGUF file. Whatever the form, `encode` knows no special token: control ids come from message structure
-(`mm_llama.core.chat`) and never from the characters of a text.
+inside a GGUF file. Whatever the form, `encode` knows no special token: control ids come from message
+structure (`mm_llama.core.chat`) and never from the characters of a text.
 """
 
 import json
@@ -180,17 +180,16 @@ class JsonTokenizer:
             "chat_template": chat_template or self.chat_template,
             "clean_up_tokenization_spaces": False,
         }
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "tokenizer.json", self._document, indent=None)
-        _write_json(
-            folder / "tokenizer_config.json", {k: v for k, v in config.items() if v is not None}, indent=2
-        )
+        contents = {
+            "tokenizer.json": json.dumps(self._document, ensure_ascii=False),
+            "tokenizer_config.json": json.dumps({k: v for k, v in config.items() if v is not None}, indent=2),
+        }
+        _write_files(Path(folder), contents)
 
 
 def bpe_document(
     vocab: Mapping[str, int],
-    merges: Sequence[str] | Sequence[tuple[str, str]],
+    merges: Sequence[str],
     added: Sequence[tuple[str, int, bool]],
     pre_tokenizers: Sequence[Mapping[str, Any]],
     *,
@@ -199,9 +198,12 @@ def bpe_document(
 ) -> dict[str, Any]:
     """A `tokenizer.json` document from its parts.
 
-    `added` is (text, id, special); `bos_token` is given when it goes before every text.
+    `merges` are pairs written "left right"; `added` is (text, id, special); `bos_token` is given when it goes
+    before every text.
     """
     ids = {text: id for text, id, _ in added}
+    if list(ids.values()) != list(range(len(vocab), len(vocab) + len(ids))):
+        vocab = {**vocab, **ids}  # readers number added tokens on from the vocabulary unless it holds them
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     post_processor: dict[str, Any] = byte_level
     if bos_token is not None:
@@ -235,7 +237,7 @@ def bpe_document(
             "byte_fallback": False,
             "ignore_merges": ignore_merges,
             "vocab": dict(vocab),
-            "merges": [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in merges],
+            "merges": list(merges),
         },
     }
 
@@ -264,8 +266,8 @@ def _refuse_missing(text: str, missing: frozenset[int]) -> None:
         bad = missing.intersection(character.encode("utf-8"))
         if bad:
             raise ValueError(
-                f"this vocabulary has no token for {character!r} (byte 0x{min(bad):02x}, character {position} of "
-                "the text) and would drop it; remove or replace the character"
+                f"this vocabulary has no token for {character!r} (byte 0x{min(bad):02x}, character "
+                f"{position} of the text) and would drop it; remove or replace the character"
             )
 
 
@@ -280,7 +282,7 @@ def _check_kind(document: Mapping[str, Any], source: str) -> None:
     if "ByteLevel" not in json.dumps(document.get("decoder")):
         raise ValueError(
             f"{source} holds a BPE that is not byte-level (decoder {document.get('decoder')!r}), as "
-            "SentencePiece conversions of Llama 2 are; expected the byte-level form of Llama 3, SmolLM or GPT-2"
+            "SentencePiece conversions of Llama 2 are; expected the form of Llama 3, SmolLM or GPT-2"
         )
 
 
@@ -347,7 +349,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _write_json(path: Path, value: Any, *, indent: int | None) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=indent), encoding="utf-8")
-    os.replace(temporary, path)
+def _write_files(folder: Path, contents: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {folder / name: folder / f"{name}.tmp" for name in contents}
+    try:
+        for path, text in zip(temporary.values(), contents.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+        for final, path in temporary.items():
+            os.replace(path, final)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A tokenizer without a vocabulary file: a token for each byte, then the control tokens of both chat formats."""
+"""A tokenizer without a vocabulary file: a token for each byte, then the chat formats' control tokens."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
