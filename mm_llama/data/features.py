@@ -144,6 +144,8 @@ class FeatureCache:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.folder / f"{name}.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"cannot write cached features under {self.folder}: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
         self._map(self.folder / f"{name}.safetensors")
