@@ -111,7 +111,7 @@ def _part(part: Any, where: str) -> Text | MediaPart:
         if not isinstance(part.get("text"), str):
             raise ValueError(f"{where}.text must be a string, not {_kind(part.get('text'))}")
         return Text(part["text"])
-    if kind not in PART_KINDS:
+    if kind not in known:  # compared, not hashed: it may be anything
         said = "no type" if kind is None else f"the unknown type {kind!r}{near(kind, known)}"
         raise ValueError(f"{where} has {said}; types are {', '.join(known)}")
     medium = PART_KINDS[kind]
