@@ -62,14 +62,23 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*"):
         shutil.rmtree(stale)
+    trained = _for_disk(trained_tensors(model, table.train))
+    broken = _not_finite(trained)
+    if broken:
+        raise ValueError(
+            f"after step {state['step']} values are not finite in {shorten(broken)}; nothing is saved"
+        )
     partial.mkdir()
-    save_file(_for_disk(trained_tensors(model, table.train)), partial / FILES[0], metadata={"format": "pt"})
+    save_file(trained, partial / FILES[0], metadata={"format": "pt"})
     save_file(_for_disk(optimizer_tensors(optimizer)), partial / FILES[1], metadata={"format": "pt"})
     # This adapter's own digest closes the lineage: a later stage that starts from it names it.
     entry = {key: state[key] for key in ("stage", "step", "core")} | {"adapter": _sha256(partial / FILES[0])}
     whole = {"format": FORMAT} | dict(state) | {"lineage": [*state["lineage"], entry], "before": table.before}
     _write_text(partial / FILES[2], json.dumps(whole, indent=1, allow_nan=False) + "\n")
     _write_text(partial / FILES[3], _to_yaml(config))
+    for name in FILES[:2]:
+        # Tensor files come out readable by their owner alone; they are to be shared as the rest is.
+        shutil.copymode(partial / FILES[2], partial / name)
     files = {
         name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size} for name in FILES
     }
@@ -81,8 +90,7 @@ def save_checkpoint(
         os.replace(final, _free_name(final))
     os.replace(partial, final)
     _sync(folder)
-    # A plain file, not a link: it survives copying and file systems without links. Loading does not rely on
-    # it.
+    # A plain file, not a link: it survives copying. Loading does not rely on it.
     pointer = folder / ".latest.partial"
     _write_text(pointer, final.name + "\n")
     _sync(pointer)
@@ -141,7 +149,7 @@ def load_adapter(
             [n for n in loaded if n in targets and loaded[n].shape != targets[n].shape],
             "shapes differ from the model's for",
         ),
-        ([n for n in loaded if not bool(torch.isfinite(loaded[n]).all())], "values are not finite in"),
+        (_not_finite(loaded), "values are not finite in"),
     ):
         if names:
             first = names[0]
@@ -288,6 +296,10 @@ def _check_identity(
                 f"{path} was trained with the {kind} encoder {wanted}, but this encoder is "
                 f"{here['encoders'][kind]}: give modality.{kind}.encoder the weights it was trained with"
             )
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
 
 
 def _for_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

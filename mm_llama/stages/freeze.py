@@ -219,15 +219,11 @@ def _short(digest: str) -> str:
 
 
 def _no_match(prefix: str, names: Iterable[str]) -> str:
-    known = {
-        ".".join(parts[:end])
-        for parts in (name.split(".") for name in names)
-        for end in range(1, len(parts) + 1)
-    }
+    known, groups = set(), set()
+    for name in names:
+        parts = name.split(".")
+        known.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        groups.add(_group(name))
     near = difflib.get_close_matches(prefix, sorted(known), n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else f"there are {', '.join(sorted({_group(name) for name in known}))}"
-    )
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(groups))}"
     return f"stage.train prefix {prefix!r} matches no parameter: {hint}"

@@ -41,7 +41,7 @@ def adamw(
         if not parameter.is_floating_point() or torch.finfo(parameter.dtype).bits < 32:
             raise ValueError(
                 f"{name} is to be trained but is {str(parameter.dtype).removeprefix('torch.')}; trained "
-                "tensors are masters and must be float32: load this part in float32 (its compute may be bfloat16)"
+                "tensors are masters and must be float32: load it in float32 (it may compute in bfloat16)"
             )
     _check_listed("optim.gates", gates, parameters)
     _check_listed("optim.no_decay", no_decay, parameters)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 def seed_everything(seed: int) -> None:
@@ -26,26 +25,25 @@ def random_state() -> dict[str, Any]:
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     inner = numpy_state["state"]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
-        "python": [version, list(numbers), gauss],
-        "numpy": {**numpy_state, "state": {"key": inner["key"].tolist(), "pos": int(inner["pos"])}},
-        "torch": _encode(torch.get_rng_state()),
-        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
+        "python": [version, _encode(np.array(numbers, dtype=np.uint32)), gauss],
+        "numpy": numpy_state | {"state": {"key": _encode(inner["key"]), "pos": int(inner["pos"])}},
+        "torch": _encode(torch.get_rng_state().numpy()),
+        "cuda": [_encode(state.numpy()) for state in cuda],
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Put back what `random_state` returned; accelerator states only where there are as many accelerators."""
     version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    random.setstate((version, tuple(_decode(numbers, np.uint32).tolist()), gauss))
     inner = state["numpy"]["state"]
-    key = np.array(inner["key"], dtype=np.uint32)
-    np.random.set_state({**state["numpy"], "state": {"key": key, "pos": inner["pos"]}})
-    torch.set_rng_state(_decode(state["torch"]))
+    key = _decode(inner["key"], np.uint32)
+    np.random.set_state(state["numpy"] | {"state": {"key": key, "pos": inner["pos"]}})
+    torch.set_rng_state(torch.from_numpy(_decode(state["torch"], np.uint8)))
     if state["cuda"] and torch.cuda.is_available() and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all([_decode(item) for item in state["cuda"]])
+        torch.cuda.set_rng_state_all([torch.from_numpy(_decode(item, np.uint8)) for item in state["cuda"]])
 
 
 @contextmanager
@@ -58,9 +56,9 @@ def undisturbed() -> Iterator[None]:
         set_random_state(state)
 
 
-def _encode(state: Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+def _encode(state: np.ndarray) -> str:
+    return base64.b64encode(state.tobytes()).decode("ascii")
 
 
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+def _decode(text: str, dtype: type[np.generic]) -> np.ndarray:
+    return np.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype)
