@@ -187,7 +187,7 @@ def _cast(entry: Entry, dtype: torch.dtype) -> Tensor:
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leave out `torch.nn.init`: on the meta device it draws nothing, but imports torch's compiler to do it."""
+    """Leave out `torch.nn.init`: on the meta device it draws nothing but imports torch's compiler."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
