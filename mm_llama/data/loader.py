@@ -109,10 +109,10 @@ class Loader:
             ("max_skipped", max_skipped, 0),
         ):
             if value < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {value}")
+                raise ValueError(f"loader.{name} must be at least {least}, got {value}")
         for name, choice in (("on_error", on_error), ("on_too_long", on_too_long)):
             if choice not in ("error", "skip"):
-                raise ValueError(f"data.{name} must be 'error' or 'skip', not {choice!r}")
+                raise ValueError(f"loader.{name} must be 'error' or 'skip', not {choice!r}")
         self.mixture = mixture
         self.chat = chat
         self.batch_size = batch_size
@@ -196,7 +196,7 @@ class Loader:
             causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.skipped.items()))
             raise ValueError(
                 f"{self.skipped.total()} rows skipped ({causes}), "
-                f"more than data.max_skipped={self.max_skipped}; "
+                f"more than loader.max_skipped={self.max_skipped}; "
                 f"the last: {result.skips[-1].what if result.skips else 'before this run was resumed'}"
             )
         if result.error:

@@ -83,7 +83,7 @@ def check_length(num_tokens: int, max_tokens: int, source: str) -> None:
     if max_tokens and num_tokens > max_tokens:
         raise TooLongError(
             f"{source}: the row has {num_tokens} tokens and the limit is {max_tokens}; "
-            "split it, raise data.max_tokens, or set data.on_too_long=skip"
+            "split it, raise loader.max_tokens, or set loader.on_too_long=skip"
         )
 
 

@@ -8,7 +8,6 @@ untouched.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from array import array
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mm_llama.core.chat import MediaPart, Message, Text, messages_from_dicts
+from mm_llama.core.messages import MediaPart, Message, Text, messages_from_dicts, near
 
 ROW_KEYS = ("messages", "id", "extra")
 
@@ -139,7 +138,9 @@ def parse_row(line: bytes, source: str, folder: Path) -> Row:
         raise ValueError(f"{source}: a line must be an object with 'messages', not {type(data).__name__}")
     for key in data:
         if key not in ROW_KEYS:
-            raise ValueError(f"{source}: unknown key {key!r}{_near(key)}; a row has {', '.join(ROW_KEYS)}")
+            raise ValueError(
+                f"{source}: unknown key {key!r}{near(key, ROW_KEYS)}; a row has {', '.join(ROW_KEYS)}"
+            )
     if "messages" not in data:
         raise ValueError(f"{source}: the key 'messages' is missing")
     extra = data.get("extra", {})
@@ -213,8 +214,3 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _near(key: str) -> str:
-    close = difflib.get_close_matches(key, ROW_KEYS, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer, its ChatML format, and small chat files with real pictures."""
+"""ChatML over bytes, and small chat files with real pictures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ import pytest
 from PIL import Image
 
 from mm_llama.core.chat import ChatFormat, chat_format
-from mm_llama.core.tokenizer import JsonTokenizer, bpe_document, byte_alphabet
+from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 
 
 @pytest.fixture(scope="session")
 def chat() -> ChatFormat:
     """ChatML over single bytes: a text of n ASCII characters is n tokens."""
-    vocab = {character: id for id, character in enumerate(byte_alphabet())}
-    specials = [("<|im_start|>", 256, True), ("<|im_end|>", 257, True)]
-    return chat_format(
-        "chatml", JsonTokenizer(bpe_document(vocab, [], specials, [], ignore_merges=False), source="bytes")
-    )
+    return chat_format("chatml", BytesTokenizer())
 
 
 @pytest.fixture

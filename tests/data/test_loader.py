@@ -285,7 +285,7 @@ def test_more_skips_than_allowed_are_an_error_that_tells_the_causes(chat, damage
         max_skipped=1,
     )
     with pytest.raises(
-        ValueError, match=r"2 rows skipped \(1 bad_media, 1 bad_row\), more than data.max_skipped=1"
+        ValueError, match=r"2 rows skipped \(1 bad_media, 1 bad_row\), more than loader.max_skipped=1"
     ):
         list(loader.epoch())
 
@@ -312,11 +312,11 @@ def test_waiting_time_is_counted(chat):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
-        ({"bucket_batches": 0}, "data.bucket_batches must be at least 1"),
-        ({"num_workers": -1}, "data.num_workers must be at least 0"),
-        ({"on_error": "ignore"}, "data.on_error must be 'error' or 'skip', not 'ignore'"),
-        ({"on_too_long": "cut"}, "data.on_too_long must be 'error' or 'skip', not 'cut'"),
+        ({"batch_size": 0}, "loader.batch_size must be at least 1, got 0"),
+        ({"bucket_batches": 0}, "loader.bucket_batches must be at least 1"),
+        ({"num_workers": -1}, "loader.num_workers must be at least 0"),
+        ({"on_error": "ignore"}, "loader.on_error must be 'error' or 'skip', not 'ignore'"),
+        ({"on_too_long": "cut"}, "loader.on_too_long must be 'error' or 'skip', not 'cut'"),
     ],
 )
 def test_impossible_options_are_named(chat, options, what):
