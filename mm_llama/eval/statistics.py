@@ -103,7 +103,7 @@ def wilson_interval(correct: int, total: int, *, z: float = Z_95) -> tuple[float
 
 
 def mcnemar_exact(only_ours: int, only_theirs: int) -> float:
-    """Two-sided exact p-value of McNemar's test from the counts of questions that one side alone got right."""
+    """Two-sided exact p-value of McNemar's test from the counts of questions only one side got right."""
     if only_ours < 0 or only_theirs < 0:
         raise ValueError(f"counts cannot be negative, got {only_ours} and {only_theirs}")
     num, fewer = only_ours + only_theirs, min(only_ours, only_theirs)

@@ -45,7 +45,7 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
 
     def locate(self, name: str) -> Path:
-        """Path of a file, which demo.json may have put elsewhere; relative means relative to the run folder."""
+        """Path of a file; demo.json may have put it elsewhere, relative to the run folder."""
         return self.run_dir / str(_mapping(self.demo.get("files")).get(name, name))
 
 

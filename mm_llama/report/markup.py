@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from typing import Union
 
 _VOID = frozenset({"br", "img", "input", "meta", "hr", "col", "path", "line", "circle", "rect", "polyline"})
 _SVG_EMPTY = frozenset({"path", "line", "circle", "rect", "polyline"})
@@ -14,7 +13,7 @@ class Markup(str):
     """Text that is HTML already; anything else is escaped when it becomes a child."""
 
 
-Child = Union[str, int, None, Iterable["Child"]]
+Child = str | int | None | Iterable["Child"]
 
 
 def element(tag: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Markup:

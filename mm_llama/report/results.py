@@ -21,6 +21,9 @@ SIDES = (
 )
 
 
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
+
+
 def eyebrow(inputs: Inputs) -> str:
     """The line over the title: the run, and when it was made."""
     started = str(inputs.demo.get("started") or "")[:10]
@@ -341,7 +344,7 @@ def duration(seconds: float) -> str:
 
 def _big_duration(seconds: float) -> list[Any]:
     number, _, unit = duration(seconds).partition(" ")
-    return [number, element("small", f" {dict(s='seconds', min='minutes', h='hours')[unit]}")]
+    return [number, element("small", f" {_UNITS[unit]}")]
 
 
 def _cell(share: float) -> str:
