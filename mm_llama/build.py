@@ -21,7 +21,7 @@ from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
-from mm_llama.paths import conf_dir
+from mm_llama.paths import cache_dir, conf_dir
 
 if TYPE_CHECKING:
     from mm_llama.core.weights import LoadedCore
@@ -96,7 +96,9 @@ def check_neighbours() -> None:
 
 
 def resolve_source(source: str) -> Path:
-    """Return the path that a config names: `asset:NAME/PATTERN` is fetched if need be, else a plain path."""
+    """Return the path that a config names: `asset:NAME/PATTERN` (fetched if need be), `cache:PATH`, or plain."""
+    if source.startswith("cache:"):
+        return cache_dir() / source.removeprefix("cache:")
     if source.startswith("asset:"):
         from mm_llama.assets import asset, asset_file
 
@@ -110,7 +112,7 @@ def _resolve_assets(node: Any) -> Any:
         return {key: _resolve_assets(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_resolve_assets(value) for value in node]
-    return str(resolve_source(node)) if isinstance(node, str) and node.startswith("asset:") else node
+    return str(resolve_source(node)) if isinstance(node, str) and node.startswith(("asset:", "cache:")) else node
 
 
 def core_config(numbers: Mapping[str, Any]) -> LlamaConfig:

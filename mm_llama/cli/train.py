@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
     @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
     def job(cfg: DictConfig) -> Any:
-        from mm_llama.demos.run import run_stage
+        from mm_llama.stage_run import run_stage
 
         summary = run_stage(cfg)
         outcome.append(summary.exit_code)

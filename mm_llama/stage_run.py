@@ -1,0 +1,219 @@
+"""One stage from its composed config to a finished run: what `mm-llama train` and the demos call."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from mm_llama.batch import Batch
+from mm_llama.build import DTYPES, build, build_model, resolve
+from mm_llama.core.chat import ChatFormat
+from mm_llama.data.collate import collate
+from mm_llama.data.decode import image_key, open_image
+from mm_llama.data.features import FeatureCache
+from mm_llama.data.loader import Loader
+from mm_llama.data.mix import Mixture
+from mm_llama.data.samples import MediaRef, Sample, make_sample
+from mm_llama.data.sources import Source
+from mm_llama.eval.answers import answer_accuracy
+from mm_llama.model import MultimodalLlama
+from mm_llama.paths import cache_dir
+from mm_llama.prefixes import Prefixes
+from mm_llama.stages.loop import train
+from mm_llama.stages.steps import next_token
+
+KEYS = {"image": image_key}
+EVAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage came to; `objective` is what a sweeper minimises."""
+
+    run_dir: Path
+    objective: float
+    final: Mapping[str, Any]
+    minutes: float
+    exit_code: int
+
+
+def run_stage(cfg: DictConfig | Mapping[str, Any]) -> StageResult:
+    """Build everything a train config names and train; the same config in the same folder continues."""
+    config = resolve(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)))
+    config.pop("hydra", None)
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    if config["dtype"] not in DTYPES:
+        raise ValueError(f"dtype={config['dtype']}: expected one of {', '.join(DTYPES)}")
+    stage, optim = config["stage"], config["optim"]
+    if not config["data"].get("train"):
+        raise ValueError("the stage has no training data: choose one with data=NAME (conf/data), or set data.train")
+    model, _, chat = build_model(config, DTYPES[config["dtype"]], config["device"])
+    sources = [build(entry["source"]) for entry in config["data"]["train"]]
+    held_out = [build(entry) for entry in config["data"].get("eval") or []]
+    media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
+    media.prepare([*sources, *held_out], chat)
+    loader = _loader(config, sources, chat, media)
+    if _prefixes_hold(model, stage["train"]):
+        model.prefixes = Prefixes()
+    run_dir = Path(config["runs"]) / config["name"]
+    summary = train(
+        model,
+        loader,
+        next_token if stage["step"] is None else build(stage["step"]),
+        run_dir=run_dir,
+        train=stage["train"],
+        num_steps=stage["num_steps"],
+        name=stage["name"],
+        accumulate=stage["accumulate"],
+        eval_fn=_evaluation(held_out, chat, media, config["data"].get("eval_rows", 0)),
+        eval_every=stage["eval_every"],
+        save_every=stage["save_every"],
+        keep_last=stage["keep_last"],
+        log_every=stage["log_every"],
+        seed=config["seed"],
+        init=stage["init"],
+        resume=stage["resume"],
+        allow_core_swap=stage["allow_core_swap"],
+        config=config,
+        **optim,
+    )
+    final = dict(summary.final)
+    objective = 1 - final["eval.answers"] if "eval.answers" in final else float(final.get("loss", 0.0))
+    return StageResult(run_dir, objective, final, summary.minutes, 0 if summary.finished else 75)
+
+
+class MediaReader:
+    """Reads the media of samples: cached features where an encoder is frozen, pixels where it trains."""
+
+    def __init__(
+        self, model: MultimodalLlama, train: Iterable[str] = (), *, cache_features: bool = True, folder: Path | None = None
+    ) -> None:
+        self.model = model
+        self.caches: dict[str, FeatureCache] = {}
+        self.pixels: dict[str, Callable[[MediaRef], Tensor]] = {}
+        for kind, modality in model.modality.items():
+            encoder: Any = modality.encoder
+            self.pixels[kind] = partial(_pixels, encoder)
+            prefix = f"modality.{kind}.encoder"
+            trains = any(f"{prefix}.".startswith(f"{name}.") or name.startswith(f"{prefix}.") for name in train)
+            if cache_features and not trains:
+                self.caches[kind] = FeatureCache(
+                    folder or cache_dir() / "features", encoder.digest, preprocess_id(encoder), dtype="bfloat16"
+                )
+
+    @property
+    def load_media(self) -> dict[str, Callable[[MediaRef], Tensor]]:
+        """Return what `collate` and the loader read media with."""
+        return {kind: self.caches.get(kind, read) for kind, read in self.pixels.items()}
+
+    @property
+    def encoded(self) -> frozenset[str]:
+        """Return the kinds that come as features."""
+        return frozenset(self.caches)
+
+    def prepare(self, sources: Iterable[Source], chat: ChatFormat) -> None:
+        """Encode every medium of the sources that no cache holds yet, with progress on stderr."""
+        if not self.caches:
+            return
+        refs: dict[str, dict[str, MediaRef]] = {kind: {} for kind in self.caches}
+        for source in sources:
+            for index in range(len(source)):
+                for ref in make_sample(source.row(index), chat, media_keys=KEYS).media:
+                    if ref.kind in refs:
+                        refs[ref.kind].setdefault(ref.key, ref)
+        for kind, cache in self.caches.items():
+            self.encode(kind, refs[kind].values(), cache)
+
+    def encode(self, kind: str, refs: Iterable[MediaRef], cache: FeatureCache) -> None:
+        """Fill one cache, encoding in bfloat16 where that is how features are kept."""
+        encoder: Any = self.model.modality[kind].encoder
+        dtypes = {parameter.dtype for parameter in encoder.parameters()}
+        encoder.to(cache.dtype)
+        try:
+            made = cache.build(
+                refs, self.pixels[kind], lambda pixels: encoder(pixels.to(cache.dtype)), progress=_say(kind)
+            )
+        finally:
+            encoder.to(next(iter(dtypes), torch.float32))
+        if made:
+            print(f"features of {made} {kind}s -> {cache.folder}", file=sys.stderr)
+
+
+def preprocess_id(encoder: Any) -> str:
+    """Say how an encoder prepares pictures and which layers it returns, for keying its features."""
+    names = ("name", "image_size", "layers", "final", "norm", "grid", "reduce", "keep_prefix", "mean", "std")
+    names += ("interpolation", "resize_mode", "pad_value", "crop_fraction")
+    return ";".join(f"{name}={getattr(encoder, name, None)}" for name in names)
+
+
+def _pixels(encoder: Any, ref: MediaRef) -> Tensor:
+    return encoder.preprocess(open_image(ref.source))  # type: ignore[no-any-return]
+
+
+def _say(kind: str) -> Callable[[int, int], None]:
+    def say(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{kind} features {done}/{total}", end="\n" if done == total else "", file=sys.stderr)
+        elif done == total or done % 1024 < 32:
+            print(f"{kind} features {done}/{total}", file=sys.stderr)
+
+    return say
+
+
+def _loader(config: Mapping[str, Any], sources: list[Source], chat: ChatFormat, media: MediaReader) -> Loader:
+    settings = config["loader"]
+    weights = [entry.get("weight") for entry in config["data"]["train"]]
+    if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
+        raise ValueError("data.train: give every source a weight, or none (then every row comes once an epoch)")
+    return Loader(
+        Mixture(sources, None if None in weights else weights, seed=config["seed"]),
+        chat,
+        media.load_media,
+        batch_size=settings["batch_size"],
+        bucket_batches=settings["bucket_batches"],
+        max_tokens=settings["max_tokens"],
+        encoded=media.encoded,
+        media_keys=KEYS,
+        num_workers=settings["num_workers"],
+        on_error=settings["on_error"],
+        on_too_long=settings["on_too_long"],
+        max_skipped=settings["max_skipped"],
+    )
+
+
+def batches_of(samples: list[Sample], media: MediaReader, batch_size: int = EVAL_BATCH) -> Iterator[Batch]:
+    """Collate samples in order of length, for evaluation."""
+    order = sorted(range(len(samples)), key=lambda index: (samples[index].num_tokens, index))
+    for start in range(0, len(order), batch_size):
+        chosen = [samples[index] for index in order[start : start + batch_size]]
+        yield collate(chosen, media.load_media, encoded=media.encoded)
+
+
+def _evaluation(
+    sources: list[Source], chat: ChatFormat, media: MediaReader, limit: int
+) -> Callable[[MultimodalLlama], dict[str, float]] | None:
+    if not sources:
+        return None
+    rows = [(source, index) for source in sources for index in range(len(source))]
+    # An even stride over the held-out rows, the same at every evaluation and in every run.
+    chosen = rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
+    samples = [make_sample(source.row(index), chat, media_keys=KEYS) for source, index in chosen]
+    return lambda model: answer_accuracy(model, batches_of(samples, media))
+
+
+def _prefixes_hold(model: MultimodalLlama, train: Iterable[str]) -> bool:
+    """Say whether nothing below the lowest block trains: neither the core nor a placeholder."""
+    if os.environ.get("MM_LLAMA_NO_PREFIXES") or any(name.split(".")[0] == "core" for name in train):
+        return False
+    placeholders = [getattr(modality.adapter, "placeholder", None) for modality in model.modality.values()]
+    return bool(placeholders) and not any(isinstance(one, torch.nn.Parameter) for one in placeholders)
