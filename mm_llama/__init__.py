@@ -13,7 +13,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from mm_llama.load import load
+        from mm_llama.assistant import load
 
         return load
     raise AttributeError(f"module 'mm_llama' has no attribute {name!r}")
