@@ -1,0 +1,1 @@
+"""Demos: one page each, what a user copies from."""

@@ -1,0 +1,251 @@
+"""`make demo`: real pictures train an image adapter onto the frozen default core; a page says what came of it.
+
+Phases: data, features and training (one `mm-llama train` run), all test questions with and beside the picture,
+the proof that text is unchanged, photos for show, the report. Each phase keeps its result in the run folder and
+is reused by the next call while the adapter is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# Pictures that the adapter was not made for: a shapes-and-colours adapter answers them as best it can, shown unedited.
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+PHOTO_QUESTIONS = ("what color is the shape?", "is there a circle?")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mm_llama.demos.image", description=__doc__)
+    parser.add_argument("--out", default="runs/demo", help="folder of the run (default: %(default)s)")
+    parser.add_argument("--experiment", default="demo_image", help="conf/experiment (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=0, help="test questions to ask (default: all 9,673)")
+    parser.add_argument("--mmlu", type=int, default=570, help="MMLU questions of the proof (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the training stage")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    demo = Demo(out)
+    command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.image"
+    run = demo.train(args.experiment, args.overrides)
+    demo.vqa(run, args.questions)
+    demo.proof(run, args.mmlu)
+    demo.photos(run)
+    page = demo.report(run, command, args.experiment)
+    demo.farewell(run, page)
+    return 0
+
+
+class Demo:
+    """The phases of one demo folder; `phases` keeps how long each took when it really ran."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        out.mkdir(parents=True, exist_ok=True)
+        self.started = datetime.now(UTC)
+        self.state: dict[str, Any] = _read(out / "phases.json")
+
+    def train(self, experiment: str, overrides: list[str]) -> Path:
+        """Train the adapter, or continue, or find it trained; return its run folder."""
+        from mm_llama.build import compose_config
+        from mm_llama.stage_run import run_stage
+
+        cfg = compose_config(
+            "train", [f"experiment={experiment}", f"runs={self.out}", "name=image", *overrides]
+        )
+        _say("training the image adapter on the frozen core (continues or is reused if it was begun)")
+        began = time.perf_counter()
+        result = run_stage(cfg)
+        seconds = time.perf_counter() - began
+        before = self.state.get("train", {})
+        if before.get("adapter") != _adapter_id(result.run_dir):
+            self._keep("train", result.run_dir, seconds, f"{result.minutes:.1f} min of them in the loop")
+        return result.run_dir
+
+    def vqa(self, run: Path, limit: int) -> None:
+        """Ask every test question with the picture, without it and with a wrong one."""
+        if self._done("vqa", run, limit):
+            return
+        from rich.console import Console
+
+        from mm_llama.build import compose_config, resolve
+        from mm_llama.data import recipes
+        from mm_llama.eval.vqa import evaluate_vqa, read_questions
+        from mm_llama.stage_run import MediaReader
+
+        _say("asking the test questions (with the picture, without it, with a wrong one)")
+        began = time.perf_counter()
+        model, tokenizer, chat = _load(run)
+        del compose_config, resolve
+        root, folder = _easy_vqa()
+        test = recipes.easy_vqa(root, folder, "test")
+        media = MediaReader(model)
+        media.prepare([test], chat)
+        result = evaluate_vqa(
+            model,
+            tokenizer,
+            chat,
+            read_questions(test, limit=limit),
+            load_media=media.load_media,
+            encoded=media.encoded,
+            train=read_questions(recipes.easy_vqa(root, folder, "train")),
+        )
+        result.write(self.out / "vqa.json", self.out / "vqa_answers.jsonl")
+        Console(stderr=True).print(result.table())
+        self._keep("vqa", run, time.perf_counter() - began, f"{len(result.questions)} questions, three times", limit)
+
+    def proof(self, run: Path, num_mmlu: int) -> None:
+        """Compare the core with and without the adapter: digests, logits, MMLU likelihoods."""
+        if self._done("proof", run, num_mmlu):
+            return
+        from mm_llama.eval.text_parity import prove_text_unchanged
+
+        _say("proving that the text model is unchanged (digests, logits, MMLU)")
+        began = time.perf_counter()
+        proof = prove_text_unchanged(run, num_mmlu=num_mmlu)
+        (self.out / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", "utf-8")
+        self._keep("proof", run, time.perf_counter() - began, f"{num_mmlu} MMLU questions, twice", num_mmlu)
+
+    def photos(self, run: Path) -> None:
+        """Put two questions to photos that have nothing to do with the training pictures."""
+        if self._done("photos", run):
+            return
+        from mm_llama.assets import asset
+        from mm_llama.assistant import load
+
+        _say("questions about photos, for show")
+        began = time.perf_counter()
+        assistant = load("smollm2_135m", [run])
+        shown = []
+        files = {file.stem: file for file in sorted(asset("scikit_image_photos").rglob("*.*g"))}
+        for name in [name for name in PHOTOS if name in files]:
+            turns = []
+            for question in PHOTO_QUESTIONS:
+                parts = [{"type": "image", "image": str(files[name])}, {"type": "text", "text": question}]
+                answer = assistant.chat([{"role": "user", "content": parts}], max_new_tokens=16)
+                turns.append({"question": question, "answer": answer})
+            shown.append({"image": str(files[name]), "name": name, "source": "scikit-image", "turns": turns})
+        (self.out / "photos.json").write_text(json.dumps(shown, indent=2) + "\n", "utf-8")
+        self._keep("photos", run, time.perf_counter() - began, f"{len(shown)} photos")
+
+    def report(self, run: Path, command: str, experiment: str) -> Path:
+        """Write demo.json and the page."""
+        from mm_llama.report.page import write_report
+
+        summary = _read(run / "summary.json")
+        names = {
+            "train": "data, features, training",
+            "vqa": "test questions",
+            "proof": "proof that text is unchanged",
+            "photos": "photos",
+        }
+        demo = {
+            "title": "Eyes for a frozen text model",
+            "lead": "A gated cross-attention adapter, trained on a laptop's two cores, lets a text-only model answer "
+            "about pictures, and leaves every bit of the text model as it was.",
+            "name": "image",
+            "command": command,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seed": summary.get("seed", 0),
+            "core": "SmolLM2-135M-Instruct (frozen)",
+            "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each",
+            "stages": [{"name": experiment, "dir": os.path.relpath(run, self.out)}],
+            "phases": [
+                {"name": names[key], "seconds": phase["seconds"], "detail": phase["detail"]}
+                for key, phase in self.state.items()
+                if key in names
+            ],
+            "training_seconds": 60 * summary.get("minutes", 0.0),
+            "config": (run / "config.yaml").read_text("utf-8") if (run / "config.yaml").is_file() else "",
+            "versions": summary.get("versions", {}),
+            "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
+            "photos": _read_list(self.out / "photos.json"),
+            "notes": [
+                "The photos are for show: the adapter was trained on drawn shapes alone, so its answers about "
+                "photos say little.",
+                "Video, speech in and speech out are not part of this page yet.",
+            ],
+        }
+        (self.out / "demo.json").write_text(json.dumps(demo, indent=2) + "\n", "utf-8")
+        return write_report(self.out, self.out / "report.html")
+
+    def farewell(self, run: Path, page: Path) -> None:
+        """Say what came out and what to type next."""
+        overall = _read(self.out / "vqa.json").get("overall", {}).get("model", {})
+        value = overall.get("accuracy", overall.get("value"))
+        score = f", {100 * value:.1f} % of the test questions right" if isinstance(value, float) else ""
+        picture = next(iter(sorted((_easy_vqa_folder()).rglob("test/images/0.png"))), "photo.png")
+        print(f"\nadapter  {run}{score}")
+        print(f"report   {page}")
+        print(f'ask      .venv/bin/mm-llama ask {picture} "what color is the shape?"')
+
+    def _done(self, phase: str, run: Path, option: int = 0) -> bool:
+        known = self.state.get(phase, {})
+        same = known.get("adapter") == _adapter_id(run) and known.get("option") == option
+        if same:
+            _say(f"{phase}: reused, the adapter is the same")
+        return bool(same)
+
+    def _keep(self, phase: str, run: Path, seconds: float, detail: str, option: int = 0) -> None:
+        self.state[phase] = {
+            "adapter": _adapter_id(run),
+            "option": option,
+            "seconds": round(seconds, 1),
+            "detail": detail,
+        }
+        (self.out / "phases.json").write_text(json.dumps(self.state, indent=2) + "\n", "utf-8")
+
+
+def _adapter_id(run: Path) -> str:
+    from mm_llama.stages.checkpoint import find_checkpoint
+
+    manifest = _read(find_checkpoint(run) / "MANIFEST.json")
+    return str(manifest["files"]["adapter.safetensors"]["sha256"])
+
+
+def _load(run: Path) -> tuple[Any, Any, Any]:
+    from mm_llama.assistant import choose_dtype
+    from mm_llama.build import load_model
+
+    return load_model("smollm2_135m", [run], choose_dtype("auto"))
+
+
+def _easy_vqa() -> tuple[Path, Path]:
+    from mm_llama.assets import asset
+    from mm_llama.paths import cache_dir
+
+    return asset("easy_vqa"), cache_dir() / "data"
+
+
+def _easy_vqa_folder() -> Path:
+    from mm_llama.paths import cache_dir
+
+    return cache_dir() / "data"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_list(path: Path) -> list[Mapping[str, Any]]:
+    value = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    return value if isinstance(value, list) else []
+
+
+def _say(text: str) -> None:
+    print(f"[demo] {text}", file=sys.stderr, flush=True)
+
+
+Phase = Callable[[Path], None]
+
+if __name__ == "__main__":
+    sys.exit(main())
