@@ -82,8 +82,9 @@ def read_manifest(path: Path) -> dict[str, Asset]:
     """Read a manifest: one JSON object of objects with the fields of `Asset`, sequences as lists."""
     assets = {}
     for name, fields in json.loads(path.read_text("utf-8")).items():
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        asset = Asset(name=name, **values)
+        values: dict[str, Any] = {"name": name}
+        values |= {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        asset = Asset(**values)
         assert asset.kind in TOOLS and set(asset.uses) <= set(USES), f"{path}: {name}"
         assets[name] = asset
     return assets

@@ -60,7 +60,7 @@ def new_environment(folder: Path) -> Path:
     """An empty virtual environment that is lent the running one's libraries, not its editable installs."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    # A line in a .pth adds that folder alone: the .pth files in it, editable installs among them, stay unread.
+    # A line in a .pth adds that folder alone: the .pth files in it, as of editable installs, stay unread.
     lent = dict.fromkeys([*site.getsitepackages(), sysconfig.get_path("platlib")])
     (packages / "lent.pth").write_text("\n".join(lent) + "\n")
     return folder / "bin"
