@@ -1,4 +1,4 @@
-"""A tiny real model that looks at pictures, with open gates and norms away from one, and questions to ask it."""
+"""A tiny real model that looks at pictures, with open gates and norms away from one, and its questions."""
 
 from __future__ import annotations
 
