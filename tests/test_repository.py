@@ -73,6 +73,12 @@ def test_test_files_have_names_of_their_own() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_every_test_is_collected() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        if not path.name.startswith("test_"):
+            assert not re.search(r"^def test_", path.read_text("utf-8"), re.MULTILINE), path
+
+
 def test_version_is_the_same_everywhere() -> None:
     assert project()["project"]["version"] == mm_llama.__version__
 
@@ -152,6 +158,19 @@ def test_files_that_the_documents_link_to_exist(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text("utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_paths_of_the_tour_exist() -> None:
+    (tour,) = re.findall(
+        r"^## Tour\n+```\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    first = [line.split()[0] for line in tour.splitlines()]
+    named = re.findall(r"(?:mm_llama|tests)/\S+(?:/|\.py|\.json)", tour)
+    assert len(first) > 10
+    for name in [*first, *named]:
+        assert (ROOT / name).exists(), name
+    packages = {path.parent.name for path in (ROOT / "mm_llama").glob("*/__init__.py")} - {"testing"}
+    assert packages <= {Path(name).name for name in first}
 
 
 def test_ci_entry_fails_when_the_set_up_or_a_test_fails(tmp_path: Path) -> None:
