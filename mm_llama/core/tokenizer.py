@@ -11,14 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 GGUF_MAGIC = b"GGUF"
 # Some published files forget to mark their control tokens as special; their spelling gives them away.
 CONTROL_SPELLING = re.compile(r"<\|[^|\s]+\|>")
 
 
-@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the project may ask of a tokenizer."""
 

@@ -11,6 +11,9 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_models.datatypes import RawMediaItem, RawMessage, RawTextItem, StopReason, ToolCall
+from llama_models.llama3.chat_format import ChatFormat as ReferenceFormat
+from llama_models.llama3.tokenizer import Tokenizer as ReferenceTokenizer
 from PIL import Image
 
 from mm_llama.core.chat import (
@@ -83,8 +86,6 @@ def llama3_messages(draw: st.DrawFn) -> Message:
 
 
 def as_reference(message: Message) -> Any:
-    from llama_models.datatypes import RawMediaItem, RawMessage, RawTextItem, StopReason, ToolCall
-
     items = [
         RawTextItem(text=part.text) if isinstance(part, Text) else RawMediaItem(data=png())
         for part in message.parts
@@ -103,10 +104,7 @@ def as_reference(message: Message) -> Any:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(llama3_messages(), max_size=6))
 def test_llama3_equals_the_reference(llama3: Tokenizer, messages: list[Message]) -> None:
-    from llama_models.llama3.chat_format import ChatFormat as Reference
-    from llama_models.llama3.tokenizer import Tokenizer as ReferenceTokenizer
-
-    expected = Reference(ReferenceTokenizer.get_instance()).encode_dialog_prompt(
+    expected = ReferenceFormat(ReferenceTokenizer.get_instance()).encode_dialog_prompt(
         [as_reference(message) for message in messages]
     )
     rendered = chat_format("llama3", llama3).render(messages, open_assistant=True)
