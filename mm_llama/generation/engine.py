@@ -170,7 +170,7 @@ class _Run:
         self.prefill_chunk = prefill_chunk
         self.compile = compile
         self.prefill_seconds = 0.0
-        self._check_lengths()
+        self._check_prompts()
 
     @torch.inference_mode()
     def events(self) -> Iterator[tuple[int, int]]:
@@ -251,8 +251,8 @@ class _Run:
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start
 
-    def _check_lengths(self) -> None:
-        room = self.core.config.max_context
+    def _check_prompts(self) -> None:
+        room, vocab_size = self.core.config.max_context, self.core.config.vocab_size
         for index, row in enumerate(self.rows):
             which = f"prompt {index}" if len(self.rows) > 1 else "the prompt"
             if not row.num_prompt_tokens:
@@ -262,6 +262,12 @@ class _Run:
                     f"{which} has {row.num_prompt_tokens} tokens; with max_new_tokens={self.max_new_tokens} "
                     f"that is more than the core's context of {room} tokens (core.max_context): shorten the "
                     "prompt or lower max_new_tokens"
+                )
+            highest = int(self.batch.tokens_BS[index].max())
+            if highest >= vocab_size:
+                raise ValueError(
+                    f"{which} holds the token id {highest}, but the core has {vocab_size} "
+                    f"(0 to {vocab_size - 1}): it was made with the tokenizer of another model"
                 )
 
 
