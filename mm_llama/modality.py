@@ -32,7 +32,7 @@ class Span:
 
 
 def visible_spans(media: Media, documents_BS: Tensor | None = None) -> list[Span]:
-    """Return who sees what, one span per run of consecutive placeholders.
+    """Return who sees what: spans of slots with the media that they see, in order.
 
     With packed rows (`documents_BS` int64[B, S]) a span ends with its document.
     """
@@ -50,7 +50,11 @@ def visible_spans(media: Media, documents_BS: Tensor | None = None) -> list[Span
             end = following[0] if following else END
             if documents is not None:
                 end = min(end, _document_end(documents, first))
-            spans.append(Span(row, first, end, tuple(item for _, item in run)))
+            # Of consecutive placeholders, each sees those up to itself; what follows sees them all.
+            items = tuple(item for _, item in run)
+            for number, (position, _) in enumerate(run[:-1], start=1):
+                spans.append(Span(row, position, position + 1, items[:number]))
+            spans.append(Span(row, run[-1][0], end, items))
     return spans
 
 
