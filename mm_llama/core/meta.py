@@ -60,7 +60,7 @@ _REFUSED = {
     "moe_args": "the core has no mixture of experts",
 }
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
-_KEEP_MAPPED = 256 * 2**20
+_KEEP_MAPPED = 64 * 2**20
 
 
 def open_meta(folder: Path) -> Checkpoint:

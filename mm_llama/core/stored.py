@@ -153,19 +153,22 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 def filled_core(
     config: LlamaConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: StoredTensors,
     *,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Llama:
     """Return a core that holds `tensors` in `dtype` (None: each as stored), read one at a time."""
     core = blank_core(config)
-    for name, placeholder in list(core.named_parameters()):
-        stored = tensors[name]
-        weight = torch.empty(placeholder.shape, dtype=dtype or stored.dtype, device=device)
-        weight.copy_(stored)
+    # All are allocated before one is read: what reading needs for a moment would lie between them otherwise,
+    # and leave holes half the size of the model.
+    for name, entry in tensors.entries.items():
         owner, _, leaf = name.rpartition(".")
+        weight = torch.empty(entry.shape, dtype=dtype or entry.dtype, device=device)
         setattr(core.get_submodule(owner), leaf, nn.Parameter(weight))
+    with torch.no_grad():
+        for name, weight in core.named_parameters():
+            weight.copy_(tensors[name])
     return core
 
 

@@ -50,7 +50,7 @@ TINY = {
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Draw weights that leave every part of the network its say: norms well away from 1, no tiny residuals."""
+    """Draw weights that leave every part of the network its say: norms well away from 1, none tiny."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -129,7 +129,7 @@ def to_meta(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def write_meta(folder: Path, params: dict[str, Any], state: dict[str, Tensor], num_shards: int = 1) -> Path:
-    """Cut a state as `num_shards` model-parallel ranks hold it, KV heads repeated where ranks outnumber them."""
+    """Cut a state as `num_shards` model-parallel ranks hold it, KV heads repeated where ranks exceed them."""
     folder.mkdir(parents=True)
     head_dim = params["dim"] // params["n_heads"]
     copies = max(num_shards // params["n_kv_heads"], 1)
@@ -143,7 +143,7 @@ def write_meta(folder: Path, params: dict[str, Any], state: dict[str, Tensor], n
                 heads = tensor.view(params["n_kv_heads"], head_dim, -1)
                 tensor = heads.repeat_interleave(copies, dim=0).flatten(0, 1)
             axis = 1 if name.endswith(("attention.wo.weight", "feed_forward.w2.weight")) else 0
-            part[name] = tensor.chunk(num_shards, dim=axis)[rank].contiguous()
+            part[name] = tensor.chunk(num_shards, dim=axis)[rank].clone()
         part["rope.freqs"] = torch.ones(head_dim // 2)
         torch.save(part, folder / f"consolidated.{rank:02d}.pth")
     (folder / "params.json").write_text(json.dumps(params))

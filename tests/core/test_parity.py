@@ -149,9 +149,9 @@ def test_logits_equal_metas_reference(
 
 
 def test_rope_scaling_has_the_published_values() -> None:
-    numbers = dict(dim=4096, num_layers=1, num_heads=32, num_kv_heads=8, ffn_dim=14336, vocab_size=128256)
-    plain = rope_frequencies(LlamaConfig(**numbers))
-    scaled = rope_frequencies(LlamaConfig(**numbers, rope_scaling=RopeScaling()))
+    config = LlamaConfig(4096, 1, 32, 8, 14336, 128256)
+    plain = rope_frequencies(config)
+    scaled = rope_frequencies(replace(config, rope_scaling=RopeScaling()))
     assert plain.shape == (64,)
     kept = scaled == plain
     divided = scaled == plain / 8
