@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # package -> what it may import of ours. The longest matching key counts; `core` is mm_llama.core, and so on.
-CORE, MODEL = {"mm_llama.core"}, {"mm_llama.batch", "mm_llama.modality", "mm_llama.model"}
+CORE = {"mm_llama.core"}
+MODEL = {"mm_llama.batch", "mm_llama.modality", "mm_llama.model", "mm_llama.prefixes"}
 CHAT = {"mm_llama.core.tokenizer", "mm_llama.core.chat", "mm_llama.core.messages"}
 FILES = {"mm_llama.paths", "mm_llama.assets", "mm_llama.archives"}
 ANY = {"mm_llama"}
@@ -26,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mm_llama.core": CORE,
     "mm_llama.batch": set(),
     "mm_llama.modality": CORE | {"mm_llama.batch"},
+    "mm_llama.prefixes": CORE | {"mm_llama.batch"},
     "mm_llama.model": CORE | MODEL,
     "mm_llama.data": CHAT | {"mm_llama.data", "mm_llama.batch"},
     "mm_llama.stages": CORE | MODEL | {"mm_llama.stages", "mm_llama.data"},
@@ -48,6 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
     "mm_llama.batch": {"torch"},
     "mm_llama.modality": {"torch"},
     "mm_llama.model": {"torch"},
+    "mm_llama.prefixes": {"torch"},
 }
 
 
