@@ -112,11 +112,16 @@ def proof(inputs: Inputs) -> Iterator[Markup]:
     ]
     yield _table("Logits of text, with and without the adapter", header, rows)
     facts = [
-        ("Core weights, recorded when the adapter was trained", digest(str(core.get("recorded") or ""))),
-        ("Core weights, plain model", digest(str(core.get("plain") or ""))),
-        ("Core weights, with the adapter attached", digest(str(core.get("attached") or ""))),
+        ("Checkpoint that the adapter was trained on", digest(str(core.get("recorded") or ""))),
+        ("Checkpoint of the plain model", digest(str(core.get("checkpoint") or ""))),
+        ("Weights in memory, plain model", digest(str(core.get("plain") or ""))),
+        ("Weights in memory, with the adapter", digest(str(core.get("attached") or ""))),
         ("Computed in", str(found.get("dtype", "not recorded"))),
     ]
+    if core.get("num_tensors_known_before_training"):
+        changed = core.get("changed_since_training") or []
+        said = f"{len(changed)} changed" if changed else "all as before training"
+        facts.append(("Single tensors", f"{core['num_tensors_known_before_training']:,} compared, {said}"))
     yield element(
         "dl",
         *[element("div", element("dt", name), element("dd", value)) for name, value in facts],
@@ -235,10 +240,13 @@ def made(inputs: Inputs) -> Iterator[Markup]:
     ):
         if demo.get(key) is not None:
             facts.append((name, element("code", demo[key]) if key == "command" else str(demo[key])))
-    machine = demo.get("machine")
+    summary: Mapping[str, Any] = inputs.stages[0].summary if inputs.stages else {}
+    if summary.get("commit"):
+        facts.append(("Commit", element("code", summary["commit"])))
+    machine = demo.get("machine") or summary.get("machine")
     if isinstance(machine, dict):
         facts.append(("Machine", ", ".join(f"{key} {value}" for key, value in machine.items())))
-    versions = demo.get("versions")
+    versions = demo.get("versions") or summary.get("versions")
     if isinstance(versions, dict):
         facts.append(("Versions", ", ".join(f"{key} {value}" for key, value in versions.items())))
     yield element(

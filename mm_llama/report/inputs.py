@@ -66,7 +66,7 @@ def read_inputs(run_dir: Path) -> Inputs:
         stage = Stage(name=str(row.get("name") or number + 1))
         stage.metrics = _read_lines(inputs, folder / "metrics.jsonl", f"{shown}metrics.jsonl")
         stage.summary = _read_object(inputs, folder / "summary.json", f"{shown}summary.json")
-        stage.freeze = _read_rows(inputs, folder / "freeze.json", f"{shown}freeze.json")
+        stage.freeze = _freeze_rows(inputs, stage, folder / "freeze.json", f"{shown}freeze.json")
         inputs.stages.append(stage)
     inputs.vqa = _read_object(inputs, inputs.locate("vqa.json"), "vqa.json")
     inputs.answers = _read_lines(inputs, inputs.locate("vqa_answers.jsonl"), "vqa_answers.jsonl")
@@ -91,6 +91,13 @@ def _read_object(inputs: Inputs, path: Path, name: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value or {}
+
+
+def _freeze_rows(inputs: Inputs, stage: Stage, path: Path, name: str) -> list[dict[str, Any]]:
+    """The stage's freeze table: in its summary, or in a file of its own."""
+    if not path.is_file() and isinstance(stage.summary.get("freeze"), list):
+        return [row for row in stage.summary["freeze"] if isinstance(row, dict)]
+    return _read_rows(inputs, path, name)
 
 
 def _read_rows(inputs: Inputs, path: Path, name: str) -> list[dict[str, Any]]:

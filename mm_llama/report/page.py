@@ -10,11 +10,11 @@ the page then says which, where it would have stood and once more in its last se
     config: text or object; versions: {name: version}; machine: {cores: 2, ...}
     photos: [{image, name, source, license, turns: [{question, answer}]}]
     notes: sentences for the last section; files: {"vqa.json": another path, ...}
-`metrics.jsonl`, per stage: a line per step with step and loss, accuracy, eval_loss, eval_accuracy.
-`summary.json`, per stage: seconds. `freeze.json`, per stage: rows of `FreezeTable.to_json`, or under "rows".
+`metrics.jsonl`, per stage: a line per step: step, loss, accuracy, eval.answers or eval.accuracy, eval.loss
+`summary.json`, per stage: minutes; freeze: the rows of `FreezeTable.to_json` (or `freeze.json` holds them)
 `vqa.json`, `vqa_answers.jsonl`: as `mm_llama.eval.vqa` writes them; picture paths relative to the run folder.
 `captions.json`: as `mm_llama.eval.pairs` writes it; its absence is no gap, for not every run has captions.
-`proof.json`: as `mm_llama.eval.text_parity` writes it.
+`proof.json`: as `mm_llama.proof` returns it.
 
 The page carries a content security policy that allows no request and no script.
 """

@@ -130,9 +130,8 @@ def curves(inputs: Inputs) -> Iterator[Markup]:
         figures += _stage_curves(stage, inputs, named=len(inputs.stages) > 1)
     yield element(
         "p",
-        "Only the adapter’s own weights move. Held-out values come from training pictures set aside "
-        "beforehand, "
-        "never from the test questions.",
+        "Held-out values come from training pictures that were set aside beforehand, never from the test "
+        "questions.",
         class_="intro",
     )
     if not figures:
@@ -143,44 +142,43 @@ def curves(inputs: Inputs) -> Iterator[Markup]:
 
 def _stage_curves(stage: Stage, inputs: Inputs, *, named: bool) -> Iterator[Markup]:
     prefix = f"{stage.name}: " if named else ""
-    loss, held_loss = points(stage.metrics, "loss"), points(stage.metrics, "eval_loss")
-    if loss:
-        yield _curve(
-            f"{prefix}Loss at the answer tokens",
-            "Nats a token, smoothed; the raw values lie behind the line.",
-            loss,
-            held_loss,
-            lambda value: f"{value:.3g}",
+    loss, held_loss = points(stage.metrics, "loss"), points(stage.metrics, "eval.loss")
+    if loss or held_loss:
+        yield line_figure(
+            title=f"{prefix}Loss at the answer tokens",
+            caption="Nats a token, smoothed; the raw values lie behind the line.",
+            series=[*_smoothed("training", loss, "base" if held_loss else "ours"), *_held_out(held_loss)],
+            x_name="step",
+            y_format=lambda value: f"{value:.3g}",
         )
-    accuracy, held = points(stage.metrics, "accuracy"), points(stage.metrics, "eval_accuracy")
-    if accuracy or held:
-        yield _curve(
-            f"{prefix}Answer tokens predicted right",
-            "Each token given the true ones before it: easier than answering freely, so not the headline "
-            "figure.",
-            accuracy,
-            held,
-            lambda value: f"{100 * value:.0f} %",
+    tokens, answers = points(stage.metrics, "accuracy"), points(stage.metrics, "eval.answers")
+    held_tokens = points(stage.metrics, "eval.accuracy")
+    if tokens or answers or held_tokens:
+        what = "Training: answer tokens of each batch, given the true ones before them. "
+        if answers:
+            what += "Held out: whole answers about training pictures that were set aside."
+        yield line_figure(
+            title=f"{prefix}Answered right",
+            caption=what,
+            series=[
+                *_smoothed("training", tokens, "base" if answers or held_tokens else "ours"),
+                *_held_out(answers or held_tokens),
+            ],
+            x_name="step",
+            y_format=lambda value: f"{100 * value:.0f} %",
             y_range=(0.0, 1.0),
         )
 
 
-def _curve(
-    title: str,
-    caption: str,
-    train: Sequence[Point],
-    held_out: Sequence[Point],
-    y_format: Any,
-    **more: Any,
-) -> Markup:
-    series = []
-    if train:
-        faint = thin(train, 400)
-        smoothed = thin(smooth(train, half_life=max(1.0, len(train) / 60)), 200)
-        series.append(Series("training", smoothed, "base" if held_out else "ours", faint=faint))
-    if held_out:
-        series.append(Series("held out", held_out, "ours", marks=len(held_out) <= 30))
-    return line_figure(title=title, caption=caption, series=series, x_name="step", y_format=y_format, **more)
+def _smoothed(name: str, values: Sequence[Point], style: str) -> list[Series]:
+    if not values:
+        return []
+    line = thin(smooth(values, half_life=max(1.0, len(values) / 60)), 200)
+    return [Series(name, line, style, faint=thin(values, 400))]
+
+
+def _held_out(values: Sequence[Point]) -> list[Series]:
+    return [Series("held out", values, "ours", marks=len(values) <= 30)] if values else []
 
 
 def types(inputs: Inputs) -> Iterator[Markup]:
@@ -323,8 +321,8 @@ def training_seconds(inputs: Inputs) -> float | None:
     """Return the seconds spent training: demo.json's own figure, else the summaries' sum."""
     if inputs.demo.get("training_seconds") is not None:
         return float(inputs.demo["training_seconds"])
-    seconds = [stage.summary.get("seconds") for stage in inputs.stages]
-    known = [float(value) for value in seconds if isinstance(value, int | float)]
+    minutes = [stage.summary.get("minutes") for stage in inputs.stages]
+    known = [60 * float(value) for value in minutes if isinstance(value, int | float)]
     return sum(known) if known else None
 
 
