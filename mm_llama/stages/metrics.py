@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,7 @@ def peak_memory_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+@cache
 def _commit() -> str | None:
     """Return the commit of the checkout that holds this package, with `+` when tracked files differ."""
     here = Path(__file__).resolve()

@@ -72,7 +72,9 @@ def make_batch(seed: int, rows: int = 4, media: bool = True) -> Batch:
             tokens[row, position] = 0
             placeholders.append((row, position, integer(0, 3)))
     items = [torch.randn(3, 8, 8, generator=generator) for _ in range(3)]
-    batch = Batch(tokens, torch.tensor(lengths), targets, sources=[f"rows{seed}.jsonl:{i + 1}" for i in range(rows)])
+    batch = Batch(
+        tokens, torch.tensor(lengths), targets, sources=[f"rows{seed}.jsonl:{i + 1}" for i in range(rows)]
+    )
     if media and placeholders:
         columns = torch.tensor(placeholders).T
         batch.media["image"] = Media(items, columns[0], columns[1], columns[2])

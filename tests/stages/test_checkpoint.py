@@ -76,7 +76,9 @@ def test_buffers_of_what_trains_are_saved_with_it(tiny_model, tiny_batch, tmp_pa
     run = Run(model, tiny_batch, tmp_path, ["modality.image"])
     saved = load_file(run.save(1) / "adapter.safetensors")
     assert "modality.image.adapter.placeholder" in saved
-    assert torch.equal(saved["modality.image.encoder.norm.running_var"], model.modality["image"].encoder.norm.running_var)
+    assert torch.equal(
+        saved["modality.image.encoder.norm.running_var"], model.modality["image"].encoder.norm.running_var
+    )
     fresh = tiny_model(seed=0, train_placeholder=False)
     fresh.modality["image"].adapter.placeholder.add_(1)
     load_adapter(fresh, tmp_path)
@@ -86,7 +88,11 @@ def test_buffers_of_what_trains_are_saved_with_it(tiny_model, tiny_batch, tmp_pa
 def test_the_manifest_describes_every_file(run):
     path = run.save(100)
     manifest = json.loads((path / "MANIFEST.json").read_text())
-    assert {file.name for file in path.iterdir()} == {*FILES, "MANIFEST.json"} == {*manifest["files"], "MANIFEST.json"}
+    assert (
+        {file.name for file in path.iterdir()}
+        == {*FILES, "MANIFEST.json"}
+        == {*manifest["files"], "MANIFEST.json"}
+    )
     for name, entry in manifest["files"].items():
         raw = (path / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
@@ -108,7 +114,9 @@ def test_optimizer_state_comes_back_to_the_bit_and_goes_on_alike(run, tiny_model
     assert state["step"] == 3
     before, after = optimizer_tensors(run.optimizer), optimizer_tensors(optimizer)
     assert before.keys() == after.keys() and len(before) == 3 * 30
-    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    assert all(
+        torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before
+    )
     updates(run.model, run.optimizer, tiny_batch, 2)
     updates(other, optimizer, tiny_batch, 2)
     assert all(torch.equal(trained(other)[name], tensor) for name, tensor in trained(run.model).items())
@@ -146,7 +154,9 @@ def test_another_core_is_refused_with_both_digests_unless_declared(run, tiny_mod
     other = tiny_model(seed=1)
     ours, theirs = run.model.core.digest, other.core.digest
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"trained on the core {ours}, but this core is {theirs}.*allow_core_swap"):
+    with pytest.raises(
+        ValueError, match=rf"trained on the core {ours}, but this core is {theirs}.*allow_core_swap"
+    ):
         load_adapter(other, run.folder)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     other.modality["image"].encoder.load_state_dict(run.model.modality["image"].encoder.state_dict())
@@ -160,7 +170,9 @@ def test_another_frozen_encoder_is_refused_with_both_digests(run, tiny_model):
     with torch.no_grad():
         other.modality["image"].encoder.patches.bias[0] += 1
     theirs = other.modality["image"].encoder.digest
-    with pytest.raises(ValueError, match=rf"trained with the image encoder {ours}, but this encoder is {theirs}"):
+    with pytest.raises(
+        ValueError, match=rf"trained with the image encoder {ours}, but this encoder is {theirs}"
+    ):
         load_adapter(other, run.folder)
 
 
@@ -190,7 +202,10 @@ BIAS = "modality.image.adapter.projection.bias"
     [
         (lambda t: t.update(extra=torch.zeros(1)), r"the model has no place for extra"),
         (lambda t: t.pop(BIAS), rf"it lacks {BIAS}"),
-        (lambda t: t.update({BIAS: torch.zeros(5)}), rf"shapes differ from the model's for {BIAS} \(\(5,\), model \(32,\)\)"),
+        (
+            lambda t: t.update({BIAS: torch.zeros(5)}),
+            rf"shapes differ from the model's for {BIAS} \(\(5,\), model \(32,\)\)",
+        ),
         (lambda t: t[BIAS].fill_(float("nan")), rf"values are not finite in {BIAS}"),
     ],
 )
@@ -214,7 +229,9 @@ def test_weights_that_are_not_finite_are_never_saved(run):
     run.save(100)
     with torch.no_grad():
         run.model.modality["image"].adapter.projection.bias[3] = float("inf")
-    with pytest.raises(ValueError, match=rf"after step 200 values are not finite in {BIAS}; nothing is saved"):
+    with pytest.raises(
+        ValueError, match=rf"after step 200 values are not finite in {BIAS}; nothing is saved"
+    ):
         run.save(200, keep_last=1)
     assert newest_checkpoint(run.folder).name == "step_00000100"
 
@@ -275,7 +292,9 @@ def test_only_the_newest_valid_checkpoints_are_kept(run):
 def test_a_half_written_checkpoint_is_never_seen_and_cleared_by_the_next(run, monkeypatch):
     run.save(100)
     replace = shutil.copymode
-    monkeypatch.setattr(shutil, "copymode", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        shutil, "copymode", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         run.save(200)
     assert newest_checkpoint(run.folder).name == "step_00000100"
@@ -285,10 +304,15 @@ def test_a_half_written_checkpoint_is_never_seen_and_cleared_by_the_next(run, mo
     assert names == ["latest", "step_00000100", "step_00000300"]
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: (path / "checkpoints").mkdir(parents=True)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: None, lambda path: path.mkdir(), lambda path: (path / "checkpoints").mkdir(parents=True)],
+)
 def test_a_folder_without_checkpoints_says_how_to_get_one(tiny_model, tmp_path, make):
     make(tmp_path / "image")
-    with pytest.raises(FileNotFoundError, match=r"image (does not exist|holds no valid checkpoint): .*`make demo`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"image (does not exist|holds no valid checkpoint): .*`make demo`"
+    ):
         load_adapter(tiny_model(), tmp_path / "image")
 
 
@@ -304,7 +328,10 @@ def test_restoring_under_another_declaration_is_refused(run, tiny_model):
     path = run.save(100)
     model = tiny_model()
     table = freeze(model, ["modality.image"])
-    with pytest.raises(ValueError, match=r"trained \['modality\.image\.adapter'\], but this stage trains \['modality\.image'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"trained \['modality\.image\.adapter'\], but this stage trains \['modality\.image'\]",
+    ):
         restore(path, model, adamw(trained(model)), table)
 
 
@@ -313,5 +340,7 @@ def test_restoring_beside_other_frozen_tensors_is_refused(run, tiny_model):
     model = tiny_model(dtype=torch.bfloat16)
     model.core.digest = run.model.core.digest  # the same checkpoint, loaded in another dtype
     table = freeze(model, ADAPTER)
-    with pytest.raises(ValueError, match=r"was made with other frozen tensors: core\.embedding\.weight, .* and \d+ more"):
+    with pytest.raises(
+        ValueError, match=r"was made with other frozen tensors: core\.embedding\.weight, .* and \d+ more"
+    ):
         restore(path, model, adamw(trained(model)), table)

@@ -31,7 +31,9 @@ def test_a_later_freeze_forgets_the_earlier_one(tiny_model, tiny_batch):
     freeze(model, ["core"])
     model.core.embedding.weight.grad = torch.ones_like(model.core.embedding.weight)
     freeze(model, ["modality.image.adapter.projection"])
-    assert names_that_train(model) == {f"modality.image.adapter.projection.{own}" for own in ("weight", "bias")}
+    assert names_that_train(model) == {
+        f"modality.image.adapter.projection.{own}" for own in ("weight", "bias")
+    }
     assert model.core.embedding.weight.grad is None
 
 
@@ -109,7 +111,9 @@ def test_one_changed_number_of_a_frozen_tensor_is_named(tiny_model):
     for parameter in model.modality["image"].adapter.parameters():
         move(parameter)
     model.core.layers[2].attention.k.weight.data[1, 2] *= 1.0001  # behind autograd's back
-    with pytest.raises(FrozenChanged, match=r"1 frozen tensors changed.*core\.layers\.2\.attention\.k\.weight"):
+    with pytest.raises(
+        FrozenChanged, match=r"1 frozen tensors changed.*core\.layers\.2\.attention\.k\.weight"
+    ):
         verify(model, table)
     assert next(row for row in table.to_json() if row["group"] == "core")["unchanged"] is False
 
@@ -119,7 +123,9 @@ def test_batch_statistics_of_a_frozen_encoder_are_frozen_too(tiny_model):
     table = freeze(model, ["modality.image.adapter"])
     model.train()  # what a careless caller does
     model.modality["image"].encoder(torch.randn(2, 3, 8, 8))
-    with pytest.raises(FrozenChanged, match=r"encoder\.norm\.running_mean.*buffers of a module in train mode"):
+    with pytest.raises(
+        FrozenChanged, match=r"encoder\.norm\.running_mean.*buffers of a module in train mode"
+    ):
         verify(model, table, require_change=False)
 
 
@@ -129,7 +135,9 @@ def test_a_trainable_tensor_that_did_not_change_is_named(tiny_model):
     for name, parameter in model.modality["image"].adapter.named_parameters():
         if name != "blocks.1.attention.q_norm.weight":
             move(parameter)
-    with pytest.raises(FrozenChanged, match=r"1 of 30 trainable tensors did not change: .*blocks\.1\.attention\.q_norm"):
+    with pytest.raises(
+        FrozenChanged, match=r"1 of 30 trainable tensors did not change: .*blocks\.1\.attention\.q_norm"
+    ):
         verify(model, table)
     verify(model, table, require_change=False)
 

@@ -1,4 +1,4 @@
-"""Groups, schedules as pure functions of the step, and the refusal to update on anything that is not finite."""
+"""Groups, schedules as pure functions of the step, and no update on anything that is not finite."""
 
 import math
 
@@ -17,7 +17,9 @@ def trained(model, *prefixes):
 
 def test_every_trained_parameter_is_in_one_group_and_no_other_is(tiny_model):
     parameters = trained(tiny_model(num_positions=4), "modality.image.adapter")
-    optimizer = adamw(parameters, lr=1e-3, weight_decay=0.1, gate_lr_multiple=10, no_decay=["adapter.positions"])
+    optimizer = adamw(
+        parameters, lr=1e-3, weight_decay=0.1, gate_lr_multiple=10, no_decay=["adapter.positions"]
+    )
     groups = {group["group"]: group for group in optimizer.param_groups}
     assert sorted(name for group in groups.values() for name in group["names"]) == sorted(parameters)
     for group in groups.values():
@@ -49,7 +51,9 @@ def test_a_listed_name_that_is_no_parameter_is_an_error(tiny_model, key):
 def test_masters_must_be_float32(tiny_model):
     model = tiny_model()
     model.modality["image"].adapter.to(torch.bfloat16)
-    with pytest.raises(ValueError, match=r"modality\.image\.adapter\.placeholder is to be trained but is bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"modality\.image\.adapter\.placeholder is to be trained but is bfloat16"
+    ):
         adamw(trained(model, "modality.image.adapter"))
 
 

@@ -82,14 +82,20 @@ def test_a_constant_placeholder_stops_the_backward_pass_at_the_lowest_block(tiny
     freeze(model, ["modality.image.adapter"])
     entered = {}
     for index, layer in enumerate(model.core.layers):
-        layer.register_forward_pre_hook(lambda _, args, index=index: entered.update({index: args[0].requires_grad}))
+        layer.register_forward_pre_hook(
+            lambda _, args, index=index: entered.update({index: args[0].requires_grad})
+        )
     next_token(model, batch)
     assert entered == {0: False, 1: True, 2: True, 3: True}  # blocks stand before layers 1 and 3
 
 
 def row(tokens, targets, **more):
     return Batch(
-        torch.tensor([tokens]), torch.tensor([len(tokens)]), torch.tensor([targets]), sources=["chat.jsonl:7"], **more
+        torch.tensor([tokens]),
+        torch.tensor([len(tokens)]),
+        torch.tensor([targets]),
+        sources=["chat.jsonl:7"],
+        **more,
     )
 
 
