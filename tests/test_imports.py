@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mm_llama.core": CORE,
     "mm_llama.batch": set(),
     "mm_llama.modality": CORE | {"mm_llama.batch"},
-    "mm_llama.prefixes": CORE | {"mm_llama.batch"},
+    "mm_llama.prefixes": CORE | MODEL,
     "mm_llama.model": CORE | MODEL,
     "mm_llama.data": CHAT | {"mm_llama.data", "mm_llama.batch"},
     "mm_llama.stages": CORE | MODEL | {"mm_llama.stages", "mm_llama.data"},
