@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mm_llama.core.chat import ChatFormat
+from mm_llama.core.chat import ChatFormat, MediaPart
 from mm_llama.data.decode import image_key
-from mm_llama.data.sources import Row
+from mm_llama.data.sources import Row, Source
 
 KeyOf = Callable[[Any], str]
 
@@ -56,18 +56,10 @@ def make_sample(
     keys = {"image": image_key} if media_keys is None else media_keys
     rendered = _render(row, chat)
     check_length(len(rendered.tokens), max_tokens, row.source)
-    media = []
-    for placeholder in rendered.media:
-        if placeholder.kind not in keys:
-            raise ValueError(
-                f"{row.source}: no reader for {placeholder.kind} media here; "
-                f"this run reads {sorted(keys) or 'text'}"
-            )
-        try:
-            key = _content_key(keys[placeholder.kind], placeholder.source)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{row.source}: {placeholder.kind}: {error}") from error
-        media.append(MediaRef(placeholder.kind, placeholder.position, placeholder.source, key))
+    media = [
+        _reference(placeholder.kind, placeholder.position, placeholder.source, keys, row.source)
+        for placeholder in rendered.media
+    ]
     return Sample(list(rendered.tokens), list(rendered.targets), media, row.source)
 
 
@@ -76,6 +68,36 @@ def count_tokens(row: Row, chat: ChatFormat, *, max_tokens: int = 0) -> int:
     num_tokens = len(_render(row, chat).tokens)
     check_length(num_tokens, max_tokens, row.source)
     return num_tokens
+
+
+def distinct_media(
+    sources: Iterable[Source], media_keys: Mapping[str, KeyOf] | None = None, *, skip_errors: bool = False
+) -> list[MediaRef]:
+    """Every medium of the sources once, by content key, for encoding them all; rows are not rendered.
+
+    The position of each is 0. `skip_errors` leaves out what cannot be read: the loader will meet, count and
+    report it in its row.
+    """
+    keys = {"image": image_key} if media_keys is None else media_keys
+    found: dict[tuple[str, str], MediaRef] = {}
+    seen: set[tuple[str, str]] = set()
+    for source in sources:
+        for index in range(len(source)):
+            try:
+                row = source.row(index)
+                for part in (part for message in row.messages for part in message.parts):
+                    if not isinstance(part, MediaPart):
+                        continue
+                    if isinstance(part.source, str):
+                        if (part.kind, part.source) in seen:
+                            continue
+                        seen.add((part.kind, part.source))
+                    ref = _reference(part.kind, 0, part.source, keys, row.source)
+                    found.setdefault((ref.kind, ref.key), ref)
+            except (ValueError, OSError):
+                if not skip_errors:
+                    raise
+    return list(found.values())
 
 
 def check_length(num_tokens: int, max_tokens: int, source: str) -> None:
@@ -95,6 +117,15 @@ def _render(row: Row, chat: ChatFormat) -> Any:
     if not any(rendered.targets):
         raise ValueError(f"{row.source}: no token of this row is a target, so nothing to learn from it")
     return rendered
+
+
+def _reference(kind: str, position: int, source: Any, keys: Mapping[str, KeyOf], row: str) -> MediaRef:
+    if kind not in keys:
+        raise ValueError(f"{row}: no reader for {kind} media here; this run reads {sorted(keys) or 'text'}")
+    try:
+        return MediaRef(kind, position, source, _content_key(keys[kind], source))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{row}: {kind}: {error}") from error
 
 
 def _content_key(key_of: KeyOf, source: Any) -> str:

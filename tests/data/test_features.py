@@ -1,5 +1,7 @@
 """Cached features: exact, mapped, whole or absent on disk, and never those of another encoder."""
 
+import hashlib
+import json
 import resource
 import time
 
@@ -118,6 +120,28 @@ def test_a_write_that_fails_leaves_no_partial_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(cache.folder.iterdir()) == []
     assert len(cache) == 0
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_no_partial_one(tmp_path):
+    cache = FeatureCache(tmp_path, "e", "p")
+    shard = (
+        hashlib.sha256(json.dumps([ref.key for ref in refs(1)]).encode()).hexdigest()[:16] + ".safetensors"
+    )
+    (cache.folder / shard / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match="cannot write cached features"):
+        cache.build(refs(1), load, Encoder())
+    assert [path.name for path in cache.folder.iterdir()] == [shard]
+
+
+def test_pictures_with_another_number_of_tokens_get_shards_of_their_own(tmp_path):
+    def columns(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((1, 2))[..., None].expand(-1, -1, 2)
+
+    cache = FeatureCache(tmp_path, "e", "p")
+    cache.build(refs(12), load, columns, batch_size=3)
+    assert {tuple(cache(ref).shape) for ref in refs(12)} == {(4, 2), (2, 2)}
+    for ref in refs(12):
+        assert torch.equal(cache(ref), columns(load(ref)[None])[0].bfloat16())
 
 
 def test_values_that_are_not_finite_are_refused_with_the_picture_named(tmp_path):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mm_llama.core.chat import chat_format
-from mm_llama.data.samples import TooLongError, count_tokens, make_sample
+from mm_llama.data.samples import TooLongError, count_tokens, distinct_media, make_sample
 from mm_llama.data.sources import ChatRows, JsonlChat
 
 
@@ -112,5 +112,26 @@ def test_captions_in_plain_form_are_the_text_alone(chat, chat_file, picture):
     ]
     plain = chat_format("plain", chat.tokenizer)
     sample = make_sample(JsonlChat(chat_file(rows)).row(0), plain)
-    assert sample.tokens == [0, *chat.tokenizer.encode("a frog")]
-    assert sample.targets == [False] + [True] * 6
+    bos, eos = (chat.tokenizer.specials[name] for name in ("<|begin_of_text|>", "<|end_of_text|>"))
+    assert sample.tokens == [bos, 0, *chat.tokenizer.encode("a frog"), eos]
+    assert sample.targets == [False, False] + [True] * 7
+
+
+def test_the_distinct_media_of_sources_are_those_of_their_samples(chat, chat_file, picture, row):
+    names = [picture("a.png", 1), picture("same.png", 1), picture("b.png", 2), picture("c.png", 3)]
+    first = JsonlChat(chat_file([row("yes", *names[:3]), row("yes"), row("no", names[2])], "first.jsonl"))
+    second = JsonlChat(chat_file([row("yes", names[0], names[3])], "second.jsonl"))
+    refs = distinct_media([first, second])
+    samples = [make_sample(source.row(i), chat) for source in (first, second) for i in range(len(source))]
+    assert [ref.key for ref in refs] == list(dict.fromkeys(ref.key for s in samples for ref in s.media))
+    assert len(refs) == 3
+
+
+def test_distinct_media_name_the_row_that_cannot_be_read_or_leave_it_out(chat_file, picture, row, tmp_path):
+    good, empty = picture("a.png", 1), picture("empty.png", 2)
+    (tmp_path / "empty.png").write_bytes(b"")
+    source = JsonlChat(chat_file([row("yes", good), "nonsense", row("yes", empty), row("yes", good)]))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: not JSON"):
+        distinct_media([source])
+    refs = distinct_media([source], skip_errors=True)
+    assert [ref.source for ref in refs] == [str(tmp_path / "a.png")]
