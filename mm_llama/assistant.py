@@ -23,7 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(
-    core: str = "smollm2_135m",
+    core: str | Path = "smollm2_135m",
     adapters: Sequence[str | Path] = (),
     *,
     dtype: str = "auto",
@@ -51,7 +51,7 @@ def load(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model, tokenizer, chat_format = load_model(core, adapters, choose_dtype(dtype, device), device)
+    model, tokenizer, chat_format = load_model(str(core), adapters, choose_dtype(dtype, device), device)
     return Assistant(model, tokenizer, chat_format)
 
 

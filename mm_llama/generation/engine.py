@@ -11,7 +11,7 @@ Shapes: `B` rows, `S` prompt positions, `V` vocabulary.
 import functools
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,9 +75,10 @@ def generate(
     if not len(batch.tokens_BS):
         return []
     run = _Run(model, batch, max_new_tokens, sampling or Sampling(), stop, prefill_chunk, compile)
-    for row, token in run.events():
-        if on_token is not None:
-            on_token(row, token)
+    with closing(run.events()) as events:
+        for row, token in events:
+            if on_token is not None:
+                on_token(row, token)
     return [run.result(row, tokenizer) for row in range(len(batch.tokens_BS))]
 
 
@@ -120,11 +121,12 @@ class TextStream(Iterator[str]):
         """Make no more; `result` is then what there is so far."""
         self._pieces.close()
 
-    def _read(self) -> "Generator[str, None, None]":
+    def _read(self) -> Generator[str, None, None]:
         pieces = TextPieces(self._tokenizer)
-        for _, token in self._run.events():
-            if piece := pieces.push(token):
-                yield piece
+        with closing(self._run.events()) as events:
+            for _, token in events:
+                if piece := pieces.push(token):
+                    yield piece
         if piece := pieces.finish():
             yield piece
 
@@ -173,7 +175,7 @@ class _Run:
         self._check_prompts()
 
     @torch.inference_mode()
-    def events(self) -> Iterator[tuple[int, int]]:
+    def events(self) -> Generator[tuple[int, int], None, None]:
         """Extend every row to its end; yields (row, token) as tokens are made, without stop tokens."""
         self._start = time.perf_counter()
         with _evaluating(self.model):

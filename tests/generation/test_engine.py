@@ -294,6 +294,16 @@ def test_modules_keep_their_mode_and_can_train_afterwards(
     assert all(weight.grad is not None for weight in adapter.parameters())
 
 
+def test_modules_keep_their_mode_when_a_consumer_fails(other_model: MultimodalLlama) -> None:
+    def fail(row: int, token: int) -> None:
+        raise RuntimeError("enough")
+
+    other_model.train()
+    with pytest.raises(RuntimeError, match="enough"):
+        generate(other_model, [[1, 2]], max_new_tokens=4, on_token=fail)
+    assert all(module.training for module in other_model.modules())
+
+
 def test_a_consumer_of_tokens_is_not_put_into_inference_mode(core: Llama) -> None:
     modes: list[bool] = []
     generate(
