@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class JsonlChat:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"data file {self.path} does not exist")
+        self._folder = self.path.parent.absolute()
         self.offsets, self.lines, self.digest = _index(self.path)
         if not len(self.offsets):
             raise ValueError(f"{self.path}: the file holds no rows")
@@ -84,7 +86,7 @@ class JsonlChat:
 
     def row(self, index: int) -> Row:
         """Row `index`, checked. Raises ValueError naming file and line."""
-        return parse_row(self.text(index), self.name_of(index), self.path.parent)
+        return parse_row(self.text(index), self.name_of(index), self._folder)
 
 
 class ChatRows:
@@ -96,7 +98,9 @@ class ChatRows:
         if not rows:
             raise ValueError(f"{name}: there are no rows")
         self.name = name
-        self.rows = [_row(messages, {}, f"{name}:{i + 1}", Path(folder)) for i, messages in enumerate(rows)]
+        self.rows = [
+            _row(messages, {}, f"{name}:{i + 1}", Path(folder).absolute()) for i, messages in enumerate(rows)
+        ]
         self.digest = "sha256:" + hashlib.sha256(repr(self.rows).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -156,10 +160,7 @@ def _row(messages: Any, extra: Mapping[str, Any], source: str, folder: Path) -> 
         raise ValueError(f"{source}: 'messages' must be a list of at least one message")
     try:
         parsed = messages_from_dicts(messages)
-        resolved = tuple(
-            replace(message, parts=tuple(_resolve(part, folder, i) for part in message.parts))
-            for i, message in enumerate(parsed)
-        )
+        resolved = tuple(_resolve(message, folder, i) for i, message in enumerate(parsed))
         _check_answers(resolved)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
@@ -179,14 +180,19 @@ def _check_answers(messages: tuple[Message, ...]) -> None:
         raise ValueError("every assistant message has 'train' off, so nothing to learn from this row")
 
 
-def _resolve(part: Text | MediaPart, folder: Path, index: int) -> Text | MediaPart:
+def _resolve(message: Message, folder: Path, index: int) -> Message:
     """Media named by a string become the absolute path of a file that exists."""
-    if not isinstance(part, MediaPart) or not isinstance(part.source, str):
-        return part
-    path = (folder / part.source).absolute()
-    if not path.is_file():
-        raise ValueError(f"messages[{index}]: {part.kind} file {path} does not exist")
-    return replace(part, source=str(path))
+    if not any(isinstance(part, MediaPart) for part in message.parts):
+        return message
+    parts = []
+    for part in message.parts:
+        if isinstance(part, MediaPart) and isinstance(part.source, str):
+            path = os.path.join(folder, part.source)
+            if not os.path.isfile(path):
+                raise ValueError(f"messages[{index}]: {part.kind} file {path} does not exist")
+            part = MediaPart(part.kind, path)
+        parts.append(part)
+    return replace(message, parts=tuple(parts))
 
 
 def _index(path: Path) -> tuple[array[int], array[int], str]:
