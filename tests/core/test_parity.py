@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mm_llama.cli import main
 from mm_llama.core.cache import KVCache
 from mm_llama.core.export import export_hf
 from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling, rope_frequencies
@@ -241,3 +242,14 @@ def test_real_gguf_exported_has_the_same_logits_in_transformers(smollm2: Any, tm
     tokens_BS = torch.tensor([smollm2.tokenizer.encode(text)])
     assert distance(smollm2.core(tokens_BS), theirs(tokens_BS).logits) <= TOLERANCE
     assert math.isfinite(float(theirs(tokens_BS).logits.sum()))
+
+
+def test_real_core_is_exported_by_its_name(
+    smollm2: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", "smollm2_135m", str(out), "--dtype", "bfloat16", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == 134_515_008 and report["chat"] == "chatml" and report["tokenizer"]
+    core = load_core(out, dtype=None).core
+    assert torch.equal(core.embedding.weight, smollm2.core.embedding.weight.bfloat16())
