@@ -17,6 +17,10 @@ from mm_llama.core.digest import digest_tensors
 from mm_llama.core.export import export_hf, staged_folder
 from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
 from mm_llama.core.weights import load_core
+from mm_llama.model import MultimodalLlama
+from mm_llama.stages.checkpoint import find_checkpoint, identity, save_checkpoint
+from mm_llama.stages.freeze import freeze
+from mm_llama.stages.optim import adamw
 from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -231,6 +235,53 @@ def test_export_by_path_in_shards(
     assert code == 0
     assert json.loads(out)["weight_files"] == len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert load_core(tmp_path / "out").core.digest == load_core(hf_folder).core.digest
+
+
+def saved_run(core: Llama, folder: Path) -> Path:
+    """A run folder with one real checkpoint of a stage on `core`."""
+    model = MultimodalLlama(core)
+    table = freeze(model, ["core.norm"])
+    optimizer = adamw({"core.norm.weight": model.core.norm.weight}, lr=1e-3)
+    state = {"stage": "trial", "step": 7, "train": list(table.train), "lineage": []}
+    save_checkpoint(folder, model, optimizer, table, state | identity(model, table.train), {})
+    return folder
+
+
+def test_adapters_of_this_core_travel_with_it(
+    hf_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = saved_run(load_core(hf_folder).core, tmp_path / "runs" / "image")
+    source, out = str(hf_folder), tmp_path / "out"
+    code, text, _ = run(capsys, "export", source, str(out), "--adapters", str(run_folder))
+    assert code == 0 and "adapter   adapters/image" in text
+    assert find_checkpoint(out / "adapters" / "image").name == "step_00000007"
+    assert load_core(out).core.digest == load_core(hf_folder).core.digest
+    twice = ["--adapters", str(run_folder)] * 2
+    code, _, error = run(capsys, "export", source, str(tmp_path / "other"), *twice)
+    assert code == 2 and "there is already one named image" in error
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("cause", ["another core", "another dtype"])
+def test_adapters_of_another_core_are_refused_with_both_digests(
+    cause: str,
+    transformers_llama: Callable[..., Any],
+    hf_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained_on = load_core(hf_folder).core
+    run_folder = saved_run(trained_on, tmp_path / "runs" / "image")
+    source, extra = hf_folder, ["--dtype", "bfloat16"]
+    if cause == "another core":
+        source, extra = tmp_path / "second", []
+        transformers_llama(seed=5).save_pretrained(source)
+    code, _, error = run(
+        capsys, "export", str(source), str(tmp_path / "out"), "--adapters", str(run_folder), *extra
+    )
+    assert code == 2
+    assert f"trained on the core {trained_on.digest}, but this core is sha256:" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
