@@ -117,7 +117,11 @@ def cross_attention_layers(num_layers: int, every: int | None, layers: Sequence[
             f"cross-attention needs exactly one of `every` (got {every}) and `layers` (got {layers}): a block before "
             "every N-th layer, or an explicit list of layers"
         )
-    chosen = list(layers) if layers is not None else list(range(int(every or 0) - 1, num_layers, int(every or 0) or 1))
+    chosen = (
+        list(layers)
+        if layers is not None
+        else list(range(int(every or 0) - 1, num_layers, int(every or 0) or 1))
+    )
     if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < num_layers:
         raise ValueError(
             f"cross-attention layers {chosen} must rise, without repeats, from 0 to {num_layers - 1} "

@@ -52,7 +52,8 @@ class ImageAdapter(nn.Module):
         self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None
         self.feature_norm = RMSNorm(dim, norm_eps) if feature_norm else None
         self.blocks = nn.ModuleList(
-            GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps) for _ in self.layers
+            GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps)
+            for _ in self.layers
         )
         placeholder = torch.zeros(dim)
         if train_placeholder:
@@ -62,7 +63,7 @@ class ImageAdapter(nn.Module):
         self.init_weights(seed, gate_init)
 
     def init_weights(self, seed: int, gate_init: float = 0.0) -> None:
-        """Draw every weight from the seed: projections 1/sqrt(fan-in), positions and placeholder 0.02, gates as told."""
+        """Draw every weight from the seed: projections 1/sqrt(fan-in), the rest 0.02, gates as told."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             weight = self.projection.weight

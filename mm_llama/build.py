@@ -42,7 +42,9 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain data; a missing or dangling value is a ValueError that names its key."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ValueError(f"the config leaves {', '.join(missing)} open: give a value, for example {missing[0]}=...")
+        raise ValueError(
+            f"the config leaves {', '.join(missing)} open: give a value, for example {missing[0]}=..."
+        )
     try:
         data = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     except Exception as error:  # OmegaConf has one family for interpolation, one for types
@@ -55,7 +57,9 @@ def build(node: Any, **extra: Any) -> Any:
     """Call the `_target_` of a config node, after every `_target_` in it has passed the allowlist."""
     check_targets(node)
     check_neighbours()
-    container = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
+    container = (
+        OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
+    )
     return instantiate(_resolve_assets(container), **extra, _convert_="all")
 
 
@@ -69,7 +73,8 @@ def check_targets(node: Any, path: str = "") -> None:
             parts = str(target).split(".")
             plain = isinstance(target, str) and all(part.isidentifier() and part[0] != "_" for part in parts)
             if not plain or not any(
-                target == allowed or (allowed.endswith(".") and target.startswith(allowed)) for allowed in TARGETS
+                target == allowed or (allowed.endswith(".") and target.startswith(allowed))
+                for allowed in TARGETS
             ):
                 raise ValueError(
                     f"{path or 'config'}._target_ names {target!r}, which may not be called; allowed are "
@@ -112,7 +117,9 @@ def _resolve_assets(node: Any) -> Any:
         return {key: _resolve_assets(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_resolve_assets(value) for value in node]
-    return str(resolve_source(node)) if isinstance(node, str) and node.startswith(("asset:", "cache:")) else node
+    return (
+        str(resolve_source(node)) if isinstance(node, str) and node.startswith(("asset:", "cache:")) else node
+    )
 
 
 def core_config(numbers: Mapping[str, Any]) -> LlamaConfig:
@@ -142,7 +149,16 @@ def build_core(cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32, devic
     loaded = load_core(resolve_source(source), dtype=dtype, device=device, tokenizer_path=tokenizer)
     differing = [
         f"{key}={getattr(config, key)} (checkpoint: {getattr(loaded.core.config, key)})"
-        for key in ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "vocab_size", "tied")
+        for key in (
+            "dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "ffn_dim",
+            "vocab_size",
+            "tied",
+        )
         if getattr(config, key) != getattr(loaded.core.config, key)
     ]
     if differing:
@@ -161,12 +177,15 @@ def _tokenizer(cfg: Mapping[str, Any], config: LlamaConfig) -> Tokenizer:
     tokenizer: Tokenizer = BytesTokenizer() if name == "bytes" else load_tokenizer(resolve_source(name))
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"core.tokenizer={name} has {tokenizer.vocab_size} tokens, but core.numbers.vocab_size is {config.vocab_size}"
+            f"core.tokenizer={name} has {tokenizer.vocab_size} tokens, more than "
+            f"core.numbers.vocab_size={config.vocab_size}"
         )
     return tokenizer
 
 
-def build_modalities(cfg: Mapping[str, Any], core: LlamaConfig, device: str = "cpu") -> dict[str, CrossAttended]:
+def build_modalities(
+    cfg: Mapping[str, Any], core: LlamaConfig, device: str = "cpu"
+) -> dict[str, CrossAttended]:
     """Build every modality that the config holds; an empty one (`none`) is left out."""
     modalities = {}
     for name, parts in cfg.items():
@@ -187,7 +206,9 @@ def build_model(
     """Build the model of a resolved train config: core in `dtype`, everything of it frozen, adapters float32."""
     loaded = build_core(cfg["core"], dtype, device)
     assert loaded.tokenizer is not None
-    model = MultimodalLlama(loaded.core, build_modalities(cfg.get("modality", {}), loaded.core.config, device))
+    model = MultimodalLlama(
+        loaded.core, build_modalities(cfg.get("modality", {}), loaded.core.config, device)
+    )
     model.requires_grad_(False).eval()
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
 
@@ -215,7 +236,9 @@ def load_model(
             for piece in ("encoder", "adapter"):
                 target = str(part[piece].get("_target_"))
                 if not target.startswith(("encoders.", "adapters.")):
-                    raise ValueError(f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build")
+                    raise ValueError(
+                        f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build"
+                    )
         modalities.update(build_modalities(parts, loaded.core.config, device))
     model = MultimodalLlama(loaded.core, modalities)
     model.requires_grad_(False).eval()

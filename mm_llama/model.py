@@ -50,8 +50,8 @@ class MultimodalLlama(nn.Module):
             if kind not in self.modality:
                 attached = ", ".join(self.modality) or "none"
                 raise ValueError(
-                    f"the input holds {kind}s, but no {kind} adapter is attached (attached: {attached}); train one with "
-                    f"`make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run with --adapter"
+                    f"the input holds {kind}s, but no {kind} adapter is attached (attached: {attached}); "
+                    f"train one with `make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run with --adapter"
                 )
             if len(items.items):
                 state.attached[kind] = self.modality[kind].attach(items, self.dtype, documents_BS)
@@ -140,7 +140,9 @@ class MultimodalLlama(nn.Module):
         S = tokens_BS.shape[1]
         for attached in media.attached.values():
             here = [
-                row * S + slot - first[row] for row, slot in attached.placeholders if 0 <= slot - first[row] < S
+                row * S + slot - first[row]
+                for row, slot in attached.placeholders
+                if 0 <= slot - first[row] < S
             ]
             if here:
                 index = torch.tensor(here, device=hidden.device)

@@ -42,7 +42,7 @@ class NumbersSchema:
 
 @dataclass
 class CoreSchema:
-    """Which text core: a checkpoint (`source`: path or asset:NAME/PATTERN) or `random` weights from a seed."""
+    """Which text core: a checkpoint (`source`: a path or asset:NAME/PATTERN) or `random` weights."""
 
     name: str = MISSING
     source: str | None = None
@@ -90,6 +90,7 @@ class LoaderSchema:
     """Batching: rows per micro-batch, bucketing window, workers, caching of frozen features."""
 
     batch_size: int = 16
+    batch_tokens: int = 0
     max_tokens: int = 2048
     bucket_batches: int = 16
     num_workers: int = 0

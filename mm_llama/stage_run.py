@@ -22,7 +22,7 @@ from mm_llama.data.decode import image_key, open_image
 from mm_llama.data.features import FeatureCache
 from mm_llama.data.loader import Loader
 from mm_llama.data.mix import Mixture
-from mm_llama.data.samples import MediaRef, Sample, make_sample
+from mm_llama.data.samples import MediaRef, Sample, distinct_media, make_sample
 from mm_llama.data.sources import Source
 from mm_llama.eval.answers import answer_accuracy
 from mm_llama.model import MultimodalLlama
@@ -56,12 +56,14 @@ def run_stage(cfg: DictConfig | Mapping[str, Any]) -> StageResult:
         raise ValueError(f"dtype={config['dtype']}: expected one of {', '.join(DTYPES)}")
     stage, optim = config["stage"], config["optim"]
     if not config["data"].get("train"):
-        raise ValueError("the stage has no training data: choose one with data=NAME (conf/data), or set data.train")
+        raise ValueError(
+            "the stage has no training data: choose one with data=NAME (conf/data), or set data.train"
+        )
     model, _, chat = build_model(config, DTYPES[config["dtype"]], config["device"])
     sources = [build(entry["source"]) for entry in config["data"]["train"]]
     held_out = [build(entry) for entry in config["data"].get("eval") or []]
     media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
-    media.prepare([*sources, *held_out], chat)
+    media.prepare([*sources, *held_out], config["loader"]["on_error"])
     loader = _loader(config, sources, chat, media)
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
@@ -96,7 +98,12 @@ class MediaReader:
     """Reads the media of samples: cached features where an encoder is frozen, pixels where it trains."""
 
     def __init__(
-        self, model: MultimodalLlama, train: Iterable[str] = (), *, cache_features: bool = True, folder: Path | None = None
+        self,
+        model: MultimodalLlama,
+        train: Iterable[str] = (),
+        *,
+        cache_features: bool = True,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         self.caches: dict[str, FeatureCache] = {}
@@ -105,10 +112,15 @@ class MediaReader:
             encoder: Any = modality.encoder
             self.pixels[kind] = partial(_pixels, encoder)
             prefix = f"modality.{kind}.encoder"
-            trains = any(f"{prefix}.".startswith(f"{name}.") or name.startswith(f"{prefix}.") for name in train)
+            trains = any(
+                f"{prefix}.".startswith(f"{name}.") or name.startswith(f"{prefix}.") for name in train
+            )
             if cache_features and not trains:
                 self.caches[kind] = FeatureCache(
-                    folder or cache_dir() / "features", encoder.digest, preprocess_id(encoder), dtype="bfloat16"
+                    folder or cache_dir() / "features",
+                    encoder.digest,
+                    encoder.identity,
+                    dtype="bfloat16",
                 )
 
     @property
@@ -121,39 +133,36 @@ class MediaReader:
         """Return the kinds that come as features."""
         return frozenset(self.caches)
 
-    def prepare(self, sources: Iterable[Source], chat: ChatFormat) -> None:
-        """Encode every medium of the sources that no cache holds yet, with progress on stderr."""
+    def prepare(self, sources: Iterable[Source], on_error: str = "error") -> None:
+        """Encode every medium of the sources that no cache holds yet, with progress on stderr.
+
+        With `on_error` "skip" a medium that cannot be read is left to the loader, which counts its rows.
+        """
         if not self.caches:
             return
-        refs: dict[str, dict[str, MediaRef]] = {kind: {} for kind in self.caches}
-        for source in sources:
-            for index in range(len(source)):
-                for ref in make_sample(source.row(index), chat, media_keys=KEYS).media:
-                    if ref.kind in refs:
-                        refs[ref.kind].setdefault(ref.key, ref)
+        refs = distinct_media(sources, KEYS, skip_errors=on_error == "skip")
         for kind, cache in self.caches.items():
-            self.encode(kind, refs[kind].values(), cache)
+            self.encode(kind, [ref for ref in refs if ref.kind == kind], cache, on_error)
 
-    def encode(self, kind: str, refs: Iterable[MediaRef], cache: FeatureCache) -> None:
+    def encode(
+        self, kind: str, refs: Iterable[MediaRef], cache: FeatureCache, on_error: str = "error"
+    ) -> None:
         """Fill one cache, encoding in bfloat16 where that is how features are kept."""
         encoder: Any = self.model.modality[kind].encoder
         dtypes = {parameter.dtype for parameter in encoder.parameters()}
         encoder.to(cache.dtype)
         try:
             made = cache.build(
-                refs, self.pixels[kind], lambda pixels: encoder(pixels.to(cache.dtype)), progress=_say(kind)
+                refs,
+                self.pixels[kind],
+                lambda pixels: encoder(pixels.to(cache.dtype)),
+                on_error=on_error,
+                progress=_say(kind),
             )
         finally:
             encoder.to(next(iter(dtypes), torch.float32))
         if made:
             print(f"features of {made} {kind}s -> {cache.folder}", file=sys.stderr)
-
-
-def preprocess_id(encoder: Any) -> str:
-    """Say how an encoder prepares pictures and which layers it returns, for keying its features."""
-    names = ("name", "image_size", "layers", "final", "norm", "grid", "reduce", "keep_prefix", "mean", "std")
-    names += ("interpolation", "resize_mode", "pad_value", "crop_fraction")
-    return ";".join(f"{name}={getattr(encoder, name, None)}" for name in names)
 
 
 def _pixels(encoder: Any, ref: MediaRef) -> Tensor:
@@ -174,12 +183,15 @@ def _loader(config: Mapping[str, Any], sources: list[Source], chat: ChatFormat, 
     settings = config["loader"]
     weights = [entry.get("weight") for entry in config["data"]["train"]]
     if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
-        raise ValueError("data.train: give every source a weight, or none (then every row comes once an epoch)")
+        raise ValueError(
+            "data.train: give every source a weight, or none (then every row comes once an epoch)"
+        )
     return Loader(
         Mixture(sources, None if None in weights else weights, seed=config["seed"]),
         chat,
         media.load_media,
         batch_size=settings["batch_size"],
+        batch_tokens=settings["batch_tokens"],
         bucket_batches=settings["bucket_batches"],
         max_tokens=settings["max_tokens"],
         encoded=media.encoded,

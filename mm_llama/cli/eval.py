@@ -103,7 +103,7 @@ def _vqa(args: argparse.Namespace) -> dict[str, Any]:
 
         training = JsonlChat(args.train)
     media = MediaReader(model)
-    media.prepare([test], chat)
+    media.prepare([test])
     questions = read_questions(test, limit=args.limit)
     trained = read_questions(training) if training is not None else []
     candidates: list[str] = []
@@ -143,7 +143,7 @@ def _captions(args: argparse.Namespace) -> dict[str, Any]:
 
     source = _source(args, args.split)
     media = MediaReader(model)
-    media.prepare([source], chat)
+    media.prepare([source])
     num = len(source)
     chosen = (
         [index * num // args.limit for index in range(args.limit)] if 0 < args.limit < num else range(num)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from mm_llama.data import easy_vqa as easy_vqa_data
@@ -13,14 +15,26 @@ def easy_vqa(
     root: str | Path, out: str | Path, split: str = "train", template: str = easy_vqa_data.BARE
 ) -> JsonlChat:
     """Return one split (train, holdout, test) of easy-VQA as chats."""
-    return JsonlChat(_split(easy_vqa_data.write_jsonl(root, out, template=template), split, "easy-VQA"))
+    files = easy_vqa_data.write_jsonl(root, _folder(out, template), template=template)
+    return JsonlChat(_split(files, split, "easy-VQA"))
 
 
 def tuxpaint(
-    root: str | Path, out: str | Path, split: str = "train", prompt: str = tuxpaint_data.PROMPT
+    root: str | Path,
+    out: str | Path,
+    split: str = "train",
+    prompt: str = tuxpaint_data.PROMPT,
+    exclude: Sequence[str] = (),
 ) -> JsonlChat:
     """Return one split (train, holdout, test) of the captioned Tux Paint stamps as chats."""
-    return JsonlChat(_split(tuxpaint_data.write_jsonl(root, out, prompt=prompt), split, "Tux Paint"))
+    folder = _folder(out, prompt, *sorted(exclude))
+    files = tuxpaint_data.write_jsonl(root, folder, prompt=prompt, exclude=exclude)
+    return JsonlChat(_split(files, split, "Tux Paint"))
+
+
+def _folder(out: str | Path, *options: str) -> Path:
+    """Give each choice of options a folder of its own: made data is never replaced."""
+    return Path(out) / hashlib.sha256("\0".join(options).encode()).hexdigest()[:12]
 
 
 def _split(files: dict[str, Path], split: str, name: str) -> Path:

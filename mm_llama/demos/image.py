@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--experiment", default="demo_image", help="conf/experiment (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=0, help="test questions to ask (default: all 9,673)")
-    parser.add_argument("--mmlu", type=int, default=570, help="MMLU questions of the proof (default: %(default)s)")
+    parser.add_argument(
+        "--mmlu", type=int, default=570, help="MMLU questions of the proof (default: %(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the training stage")
     args = parser.parse_args(argv)
     out = Path(args.out)
@@ -76,7 +78,6 @@ class Demo:
             return
         from rich.console import Console
 
-        from mm_llama.build import compose_config, resolve
         from mm_llama.data import recipes
         from mm_llama.eval.vqa import evaluate_vqa, read_questions
         from mm_llama.stage_run import MediaReader
@@ -84,11 +85,10 @@ class Demo:
         _say("asking the test questions (with the picture, without it, with a wrong one)")
         began = time.perf_counter()
         model, tokenizer, chat = _load(run)
-        del compose_config, resolve
         root, folder = _easy_vqa()
         test = recipes.easy_vqa(root, folder, "test")
         media = MediaReader(model)
-        media.prepare([test], chat)
+        media.prepare([test])
         result = evaluate_vqa(
             model,
             tokenizer,
@@ -100,17 +100,19 @@ class Demo:
         )
         result.write(self.out / "vqa.json", self.out / "vqa_answers.jsonl")
         Console(stderr=True).print(result.table())
-        self._keep("vqa", run, time.perf_counter() - began, f"{len(result.questions)} questions, three times", limit)
+        self._keep(
+            "vqa", run, time.perf_counter() - began, f"{len(result.questions)} questions, three times", limit
+        )
 
     def proof(self, run: Path, num_mmlu: int) -> None:
         """Compare the core with and without the adapter: digests, logits, MMLU likelihoods."""
         if self._done("proof", run, num_mmlu):
             return
-        from mm_llama.eval.text_parity import prove_text_unchanged
+        from mm_llama.proof import prove_text_unchanged
 
         _say("proving that the text model is unchanged (digests, logits, MMLU)")
         began = time.perf_counter()
-        proof = prove_text_unchanged(run, num_mmlu=num_mmlu)
+        proof = prove_text_unchanged(run, num_mmlu=num_mmlu, say=_say)
         (self.out / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", "utf-8")
         self._keep("proof", run, time.perf_counter() - began, f"{num_mmlu} MMLU questions, twice", num_mmlu)
 
@@ -222,13 +224,13 @@ def _easy_vqa() -> tuple[Path, Path]:
     from mm_llama.assets import asset
     from mm_llama.paths import cache_dir
 
-    return asset("easy_vqa"), cache_dir() / "data"
+    return asset("easy_vqa"), cache_dir() / "data" / "easy_vqa"
 
 
 def _easy_vqa_folder() -> Path:
     from mm_llama.paths import cache_dir
 
-    return cache_dir() / "data"
+    return cache_dir() / "data" / "easy_vqa"
 
 
 def _read(path: Path) -> dict[str, Any]:
