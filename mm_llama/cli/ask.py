@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
 
     if sys.stderr.isatty():
         print(f"loading {options.core} ...", file=sys.stderr)
-    from mm_llama.generation.sampling import Sampling
     from mm_llama.assistant import load
+    from mm_llama.generation.sampling import Sampling
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
