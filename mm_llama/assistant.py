@@ -49,6 +49,7 @@ def load(
 
     from mm_llama.build import load_model
 
+    _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     model, tokenizer, chat_format = load_model(str(core), adapters, choose_dtype(dtype, device), device)
@@ -69,6 +70,17 @@ def choose_dtype(name: str, device: str = "cpu") -> torch.dtype:
     # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
     fast = torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch finds no GPU here (`mm-llama doctor` says more)")
 
 
 class Assistant:

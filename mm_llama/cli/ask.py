@@ -173,7 +173,7 @@ def _open(file: str) -> Image.Image:
 
 
 def _medium(name: str) -> str:
-    """ "image", "video" or "audio" by the name's ending, else ""."""
+    """What a name's ending says it is: image, video or audio, else nothing."""
     kind = (mimetypes.guess_type(name)[0] or "").partition("/")[0]
     return kind if kind in ("image", "video", "audio") else ""
 

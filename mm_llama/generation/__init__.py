@@ -1,0 +1,1 @@
+"""Prompts -> tokens -> text: sampling, the engine that extends rows, and text that streams whole characters."""

@@ -8,7 +8,6 @@ made of them by `generation.text`.
 Shapes: `B` rows, `S` prompt positions, `V` vocabulary.
 """
 
-import functools
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -22,6 +21,7 @@ from mm_llama.batch import Batch
 from mm_llama.core.cache import KVCache
 from mm_llama.core.llama import Llama
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.generation.compiled import FixedShapeCache, compiled, rounded_length
 from mm_llama.generation.prompts import Prompt, make_batch
 from mm_llama.generation.sampling import Sampler, Sampling
 from mm_llama.generation.text import TextPieces, text_of
@@ -183,10 +183,13 @@ class _Run:
             media = None if isinstance(self.model, Llama) else self.model.attach(batch.media)
             weight = self.core.embedding.weight
             length = max(row.num_prompt_tokens for row in self.rows) + self.max_new_tokens - 1
-            cache = KVCache(self.core.config, len(self.rows), length, weight.dtype, weight.device)
+            config, step, cache_class = self.core.config, _forward, KVCache
+            if self.compile:
+                step, cache_class = compiled(_forward), FixedShapeCache
+                length = rounded_length(length, config.max_context)
+            cache = cache_class(config, len(self.rows), length, weight.dtype, weight.device)
             logits_BV = self._prefill(batch, media, cache)
             self.prefill_seconds = self._elapsed()
-            step = _compiled_forward() if self.compile else _forward
             here = list(range(len(self.rows)))  # the prompt that each row of the batch continues
             while True:
                 for index, token in zip(here, self.sampler(logits_BV, here).tolist(), strict=True):
@@ -195,7 +198,8 @@ class _Run:
                 alive = [place for place, index in enumerate(here) if not self.rows[index].stop_reason]
                 if not alive:
                     return
-                if 2 * len(alive) <= len(here):
+                # A smaller batch would have to be compiled again.
+                if 2 * len(alive) <= len(here) and not self.compile:
                     here = [here[place] for place in alive]
                     cache = cache.select(torch.tensor(alive, device=weight.device))
                     media = _select_rows(media, alive)
@@ -286,12 +290,6 @@ def _forward(
         extra.pop("lengths_B", None)
         return model(tokens_BS, positions_BS=positions_BS, cache=cache, **extra)
     return model(tokens_BS, positions_BS=positions_BS, cache=cache, media=media, **extra)
-
-
-@functools.cache
-def _compiled_forward() -> Callable[..., Tensor]:
-    # One function for all calls and models, so that what was compiled once is found again.
-    return torch.compile(_forward, dynamic=True)
 
 
 def _select_rows(media: MediaState | None, places: list[int]) -> MediaState | None:

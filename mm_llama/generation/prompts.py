@@ -30,6 +30,8 @@ def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch
     """
     if isinstance(prompts, Batch):
         return prompts
+    if isinstance(prompts, str | Rendered) or any(isinstance(prompt, str | int) for prompt in prompts):
+        raise ValueError("prompts must be a list of rendered chats or of token ids: write [prompt] for one")
     if not prompts:
         nothing = torch.zeros(0, 0, dtype=torch.long)
         return Batch(nothing, torch.zeros(0, dtype=torch.long))

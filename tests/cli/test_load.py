@@ -180,6 +180,12 @@ def test_one_adapter_needs_no_list(tiny_run: Path, coloured: Callable[[str], Pat
     [
         ({"adapters": ["runs/gone"]}, "there is no adapter run at runs/gone"),
         ({"threads": 0}, "threads is 0, expected at least 1"),
+        ({"device": "gpu"}, "device is 'gpu', expected cpu, cuda or cuda:N"),
+        pytest.param(
+            {"device": "cuda"},
+            "device is 'cuda', but torch finds no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
         ({"dtype": "float8"}, "dtype is 'float8', expected one of auto, float32, bfloat16, float16"),
     ],
 )

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mm_llama.core.chat import Placeholder
+from mm_llama.core.cache import KVCache
+from mm_llama.core.chat import Placeholder, Rendered
 from mm_llama.core.llama import Llama
+from mm_llama.generation.compiled import FixedShapeCache, rounded_length
 from mm_llama.generation.engine import generate
 from mm_llama.generation.prompts import Prompt, make_batch
 from mm_llama.generation.sampling import Sampling
@@ -348,6 +350,37 @@ def test_a_long_row_of_a_batch_is_named(core: Llama) -> None:
 def test_impossible_options_name_the_parameter(core: Llama, wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(core, [[1, 2]], **wrong)
+
+
+def test_one_prompt_in_place_of_a_list_is_refused(core: Llama) -> None:
+    for one in ([1, 2, 3], "text", ["text"], Rendered([1], [False])):
+        with pytest.raises(ValueError, match="prompts must be a list of rendered chats or of token ids"):
+            generate(core, one, max_new_tokens=1)
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_tokens(model: MultimodalLlama, prompts: dict[str, Prompt]) -> None:
+    for rows in (
+        [prompts["text only"]],
+        [prompts["two turns"], prompts["image first"], prompts["text only"]],
+    ):
+        plain = generate(model, rows, max_new_tokens=NEW)
+        stop = {plain[0].tokens[5]}
+        for stops in ((), stop):
+            whole = [found.tokens for found in generate(model, rows, max_new_tokens=NEW, stop=stops)]
+            quick = generate(model, rows, max_new_tokens=NEW, stop=stops, compile=True)
+            assert [found.tokens for found in quick] == whole
+
+
+def test_a_cache_of_fixed_shape_gives_the_same_logits(core: Llama) -> None:
+    tokens = torch.randint(0, 265, (2, 20), generator=torch.Generator().manual_seed(0))
+    caches = [KVCache(core.config, 2, 40), FixedShapeCache(core.config, 2, 40)]
+    with torch.inference_mode():
+        for start, end in ((0, 9), *((place, place + 1) for place in range(9, 20))):
+            positions = torch.arange(start, end).expand(2, -1)
+            plain, fixed = (core(tokens[:, start:end], positions_BS=positions, cache=one) for one in caches)
+            assert_logits_close(fixed, plain)
+    assert [rounded_length(n, 1000) for n in (1, 256, 257, 999)] == [256, 256, 512, 1000]
 
 
 def test_a_prompt_without_tokens_is_refused(core: Llama) -> None:
