@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 SIDES = ("model", "majority_by_question", "majority_by_type", "no_picture", "wrong_picture")
 SIDE_NAMES = {
-    "model": "this adapter",
-    "majority_by_question": "majority by question",
-    "majority_by_type": "majority by type",
-    "no_picture": "no picture",
-    "wrong_picture": "another picture",
+    "model": "this\nadapter",
+    "majority_by_question": "majority\nby question",
+    "majority_by_type": "majority\nby type",
+    "no_picture": "no\npicture",
+    "wrong_picture": "another\npicture",
 }
 
 
@@ -124,22 +124,26 @@ class VQAResult:
         write_text(answers, "".join(lines))
 
     def table(self) -> Table:
-        """Accuracy by type and side as a rich table."""
+        """Accuracy by type and side as a rich table that fits 80 columns."""
         from rich.table import Table
 
-        table = Table(title="answered right, per cent (± half of the 95 % interval)", title_justify="left")
-        table.add_column("question type")
-        table.add_column("questions", justify="right")
+        table = Table(title="answered right, per cent", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table.add_column("question\ntype", no_wrap=True)
+        table.add_column("asked", justify="right", no_wrap=True)
         for side in self.answers:
-            table.add_column(SIDE_NAMES[side], justify="right", style="bold" if side == "model" else None)
+            style = "bold" if side == "model" else None
+            table.add_column(SIDE_NAMES[side], justify="right", style=style, no_wrap=True)
+            if side == "model":
+                table.add_column("±", justify="right", no_wrap=True)
         for kind in [*self.types, None]:
             if kind is None:
-                table.add_section()
+                table.add_row()
             cells = []
             for side in self.answers:
                 found = self.accuracy(side, kind)
-                interval = f" ± {100 * found.half_width:.1f}" if side == "model" else ""
-                cells.append(f"{100 * found.score:.1f}{interval}")
+                cells.append(f"{100 * found.score:.1f}")
+                if side == "model":
+                    cells.append(f"{100 * found.half_width:.1f}")
             table.add_row(kind or "all", f"{self.accuracy('model', kind).total:,}", *cells)
         return table
 
