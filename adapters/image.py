@@ -35,6 +35,7 @@ class ImageAdapter(nn.Module):
         num_positions: int = 0,
         feature_norm: bool = True,
         gate_init: float = 0.0,
+        branch_scale: float = 1.0,
         train_placeholder: bool = True,
         seed: int = 0,
     ) -> None:
@@ -52,7 +53,7 @@ class ImageAdapter(nn.Module):
         self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None
         self.feature_norm = RMSNorm(dim, norm_eps) if feature_norm else None
         self.blocks = nn.ModuleList(
-            GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps)
+            GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps, branch_scale)
             for _ in self.layers
         )
         placeholder = torch.zeros(dim)
