@@ -3,20 +3,62 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mm_llama.data import easy_vqa as easy_vqa_data
 from mm_llama.data import tuxpaint as tuxpaint_data
-from mm_llama.data.sources import JsonlChat
+from mm_llama.data.sources import JsonlChat, Row, Source
 
 
 def easy_vqa(
-    root: str | Path, out: str | Path, split: str = "train", template: str = easy_vqa_data.BARE
-) -> JsonlChat:
-    """Return one split (train, holdout, test) of easy-VQA as chats."""
+    root: str | Path,
+    out: str | Path,
+    split: str = "train",
+    template: str = easy_vqa_data.BARE,
+    types: Sequence[str] = easy_vqa_data.TYPES,
+) -> Source:
+    """Return one split (train, holdout, test) of easy-VQA as chats, or only its questions of some types."""
+    unknown = sorted(set(types) - set(easy_vqa_data.TYPES))
+    if unknown or not types:
+        raise ValueError(
+            f"easy-VQA has no question type {(unknown or ['(none)'])[0]!r} (data.*.types); "
+            f"types are {', '.join(easy_vqa_data.TYPES)}"
+        )
     files = easy_vqa_data.write_jsonl(root, _folder(out, template), template=template)
-    return JsonlChat(_split(files, split, "easy-VQA"))
+    source = JsonlChat(_split(files, split, "easy-VQA"))
+    if set(types) == set(easy_vqa_data.TYPES):
+        return source
+    lines = source.path.read_text("utf-8").splitlines()
+    chosen = [
+        i for i, number in enumerate(source.lines) if json.loads(lines[number - 1])["extra"]["type"] in types
+    ]
+    return Subset(source, chosen)
+
+
+class Subset:
+    """Some rows of a source, under their own names."""
+
+    def __init__(self, source: Source, rows: Sequence[int]) -> None:
+        self.source = source
+        self.rows = list(rows)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the chosen rows."""
+        return hashlib.sha256(f"{self.source.digest}:{self.rows}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Row:
+        """Return a chosen row."""
+        return self.source.row(self.rows[index])
+
+    def name_of(self, index: int) -> str:
+        """Return "file:line" of a chosen row."""
+        return self.source.name_of(self.rows[index])
 
 
 def tuxpaint(
