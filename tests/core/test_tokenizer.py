@@ -2,13 +2,14 @@
 
 import base64
 import json
+import struct
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mm_llama.core.gguf_tokenizer import SPLITS, load_gguf_tokenizer, read_metadata
@@ -16,6 +17,8 @@ from mm_llama.core.tiktoken_llama3 import MAX_CHARS, MAX_RUN, pieces, recover_me
 from mm_llama.core.tokenizer import JsonTokenizer, Tokenizer, bpe_document, byte_alphabet, load_tokenizer
 from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 
+# A busy machine is no failure: nothing here is judged by the clock.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FORMS = ("tiktoken", "json", "gguf", "smollm2", "bytes")
 LLAMA3 = ("tiktoken", "json", "gguf")
 LANGUAGES = "Grüße, señor! Привет мир. 你好世界。 مرحبا بالعالم 🦙🙂‍↔️ नमस्ते 안녕하세요 ½ ３ Ⅷ \u200d\ufeff"
@@ -121,7 +124,7 @@ def hostile(tokenizer: Tokenizer) -> st.SearchStrategy[str]:
     return st.lists(st.one_of(special, half, common, st.text(alphabet, max_size=8)), max_size=8).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(PATIENT, max_examples=200)
 @given(data=st.data())
 def test_no_text_yields_a_special_id_and_every_text_comes_back(
     tokenizer: Tokenizer, data: st.DataObject
@@ -195,7 +198,7 @@ def test_very_long_texts_are_cut_as_in_the_reference(load: Callable[[str], Token
         assert ours.decode(ours.encode(text)) == text
 
 
-@settings(deadline=None)
+@settings(PATIENT)
 @given(st.lists(st.tuples(st.sampled_from(" \nab"), st.integers(1, 60_000)), max_size=12))
 def test_pieces_stay_under_the_limits_and_lose_nothing(runs: list[tuple[str, int]]) -> None:
     text = "".join(character * length for character, length in runs)
@@ -231,7 +234,7 @@ def both_of_one_file(
     return load("json"), transformers_tokenizer(asset_dir("lenml_llama3_1") / "package/models")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(PATIENT, max_examples=100)
 @given(text=st.text(st.characters(codec="utf-8")))
 def test_equals_transformers_on_the_same_tokenizer_json(
     both_of_one_file: tuple[Tokenizer, Any], text: str
@@ -366,6 +369,16 @@ def test_a_damaged_gguf_header_is_an_error_wherever_it_is_cut(tmp_path: Path) ->
         with pytest.raises(ValueError, match="not a readable GGUF file"):
             read_metadata(path)
     path.write_bytes(whole[:16] + b"\xff" * 8 + whole[24:])
+    with pytest.raises(ValueError, match="not a readable GGUF file"):
+        read_metadata(path)
+    for key in (b"tokenizer.ggml.token_type", b"tokenizer.ggml.tokens"):
+        length = whole.index(key) + len(key) + 8  # after the kind of value and the kind of element
+        for forged in (2**64 - 1, 2**40):
+            path.write_bytes(whole[:length] + struct.pack("<Q", forged) + whole[length + 8 :])
+            with pytest.raises(ValueError, match="not a readable GGUF file"):
+                read_metadata(path)
+    nested = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5_000
+    path.write_bytes(whole[:16] + struct.pack("<Q", 1) + struct.pack("<Q", 1) + b"k" + nested)
     with pytest.raises(ValueError, match="not a readable GGUF file"):
         read_metadata(path)
     path.write_bytes(whole[:4] + b"\0\0\0\3" + whole[8:])
