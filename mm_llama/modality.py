@@ -66,7 +66,9 @@ def _runs(
     for position, item in placeholders:
         last = runs[-1][1][-1][0] if runs else None
         if last == position:
-            raise ValueError(f"two media were put at position {position} of one row; each needs its own placeholder")
+            raise ValueError(
+                f"two media were put at position {position} of one row; each needs its own placeholder"
+            )
         same = documents is None or last is None or documents[last] == documents[position]
         if last is not None and last == position - 1 and same:
             runs[-1][1].append((position, item))
@@ -88,7 +90,9 @@ class Plan:
     """One forward pass's gathered positions: T of them, in G groups."""
 
     index_T: Tensor  # int64 into the flattened [B * S] states
-    ragged: tuple[Tensor, Tensor] | None  # int64[G, L] into T, int64[T] into G * L; None: equally long, in order
+    ragged: (
+        tuple[Tensor, Tensor] | None
+    )  # int64[G, L] into T, int64[T] into G * L; None: equally long, in order
     items_GM: Tensor  # int64, each group's media
     present_GM: Tensor | None  # bool; None when all groups see equally many
 

@@ -51,7 +51,8 @@ class MultimodalLlama(nn.Module):
                 attached = ", ".join(self.modality) or "none"
                 raise ValueError(
                     f"the input holds {kind}s, but no {kind} adapter is attached (attached: {attached}); "
-                    f"train one with `make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run with --adapter"
+                    f"train one with `make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run "
+                    "with --adapter"
                 )
             if len(items.items):
                 state.attached[kind] = self.modality[kind].attach(items, self.dtype, documents_BS)

@@ -10,7 +10,10 @@ import sys
 # verb -> (module, what it does); help is printed from here.
 VERBS = {
     "ask": ("ask", "answer a question, with pictures or without"),
-    "train": ("train", "run one training stage (Hydra overrides; -m sweeps; the same command again continues)"),
+    "train": (
+        "train",
+        "run one training stage (Hydra overrides; -m sweeps; the same command again continues)",
+    ),
     "eval": ("eval", "measure: vqa, captions, mmlu"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
     "report": ("report", "write a run's report page"),

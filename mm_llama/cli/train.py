@@ -79,7 +79,9 @@ def _check(argv: list[str]) -> None:
     if not any(re.match(r"\+?stage=", override) for override in single):
         chosen = [override for override in single if re.match(r"\+?(experiment|sweep)=", override)]
         if not chosen:
-            raise ValueError(f"say which stage: mm-llama train stage=NAME; stages are {', '.join(_options('stage'))}")
+            raise ValueError(
+                f"say which stage: mm-llama train stage=NAME; stages are {', '.join(_options('stage'))}"
+            )
     from mm_llama.build import compose_config
 
     try:
@@ -103,11 +105,15 @@ def _explain(error: Exception) -> str:
     key = re.search(r"[Kk]ey '([\w]+)' (?:is not in struct|not in)", text + cause)
     if unknown_group and (key or "No match" in text):
         name = unknown_group.group(1)
-        return f"unknown key '{name}'{_near(name, _known_keys())}; `mm-llama train ... --cfg job` shows all keys"
+        return (
+            f"unknown key '{name}'{_near(name, _known_keys())}; `mm-llama train ... --cfg job` shows all keys"
+        )
     if key:
         where = re.search(r"full_key: ([\w.]+)", text + cause)
         name = where.group(1) if where else key.group(1)
-        return f"unknown key '{name}'{_near(name, _known_keys())}; `mm-llama train ... --cfg job` shows all keys"
+        return (
+            f"unknown key '{name}'{_near(name, _known_keys())}; `mm-llama train ... --cfg job` shows all keys"
+        )
     where = re.search(r"full_key: ([\w.\[\]]+)", text + cause)
     detail = (cause.splitlines() or [first])[0]
     return f"{where.group(1)}: {detail}" if where and where.group(1) not in detail else detail or first

@@ -254,9 +254,7 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     smooth = (scaling.original_context / wavelengths - low) / (high - low)
     blended = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
-    scaled = torch.where(
-        wavelengths > scaling.original_context / low, frequencies / scaling.factor, blended
-    )
+    scaled = torch.where(wavelengths > scaling.original_context / low, frequencies / scaling.factor, blended)
     return torch.where(wavelengths < scaling.original_context / high, frequencies, scaled)
 
 

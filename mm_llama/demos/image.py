@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.out)
     demo = Demo(out)
     command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.image"
-    run = demo.train(args.experiment, args.overrides)
+    first = demo.train("image_pretrain", f"{args.experiment}_pretrain", args.overrides)
+    run = demo.train("image", args.experiment, [f"stage.init.image={first}", *args.overrides])
     demo.vqa(run, args.questions)
     demo.proof(run, args.mmlu)
     demo.photos(run)
-    page = demo.report(run, command, args.experiment)
+    page = demo.report([first, run], command)
     demo.farewell(run, page)
     return 0
 
@@ -55,21 +56,22 @@ class Demo:
         self.started = datetime.now(UTC)
         self.state: dict[str, Any] = _read(out / "phases.json")
 
-    def train(self, experiment: str, overrides: list[str]) -> Path:
-        """Train the adapter, or continue, or find it trained; return its run folder."""
+    def train(self, name: str, experiment: str, overrides: list[str]) -> Path:
+        """Train one stage, or continue, or find it trained; return its run folder."""
         from mm_llama.build import compose_config
         from mm_llama.stage_run import run_stage
 
-        cfg = compose_config(
-            "train", [f"experiment={experiment}", f"runs={self.out}", "name=image", *overrides]
-        )
-        _say("training the image adapter on the frozen core (continues or is reused if it was begun)")
+        if self._done(name, self.out / name, ":".join([experiment, *overrides])):
+            return self.out / name
+        _say(f"stage {name}: training the image adapter on the frozen core")
         began = time.perf_counter()
+        cfg = compose_config(
+            "train", [f"experiment={experiment}", f"runs={self.out}", f"name={name}", *overrides]
+        )
         result = run_stage(cfg)
         seconds = time.perf_counter() - began
-        before = self.state.get("train", {})
-        if before.get("adapter") != _adapter_id(result.run_dir):
-            self._keep("train", result.run_dir, seconds, f"{result.minutes:.1f} min of them in the loop")
+        detail = f"{result.minutes:.1f} min of it in the loop"
+        self._keep(name, result.run_dir, seconds, detail, ":".join([experiment, *overrides]))
         return result.run_dir
 
     def vqa(self, run: Path, limit: int) -> None:
@@ -138,13 +140,16 @@ class Demo:
         (self.out / "photos.json").write_text(json.dumps(shown, indent=2) + "\n", "utf-8")
         self._keep("photos", run, time.perf_counter() - began, f"{len(shown)} photos")
 
-    def report(self, run: Path, command: str, experiment: str) -> Path:
+    def report(self, runs: list[Path], command: str) -> Path:
         """Write demo.json and the page."""
         from mm_llama.report.page import write_report
+        from mm_llama.stages.checkpoint import find_checkpoint
 
-        summary = _read(run / "summary.json")
+        summaries = [_read(run / "summary.json") for run in runs]
+        summary, config = summaries[-1], find_checkpoint(runs[-1]) / "config.yaml"
         names = {
-            "train": "data, features, training",
+            "image_pretrain": "data, features, first stage",
+            "image": "second stage",
             "vqa": "test questions",
             "proof": "proof that text is unchanged",
             "photos": "photos",
@@ -159,14 +164,14 @@ class Demo:
             "seed": summary.get("seed", 0),
             "core": "SmolLM2-135M-Instruct (frozen)",
             "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each",
-            "stages": [{"name": experiment, "dir": os.path.relpath(run, self.out)}],
+            "stages": [{"name": run.name, "dir": os.path.relpath(run, self.out)} for run in runs],
             "phases": [
                 {"name": names[key], "seconds": phase["seconds"], "detail": phase["detail"]}
                 for key, phase in self.state.items()
                 if key in names
             ],
-            "training_seconds": 60 * summary.get("minutes", 0.0),
-            "config": (run / "config.yaml").read_text("utf-8") if (run / "config.yaml").is_file() else "",
+            "training_seconds": 60 * sum(part.get("minutes", 0.0) for part in summaries),
+            "config": config.read_text("utf-8"),
             "versions": summary.get("versions", {}),
             "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
             "photos": _read_list(self.out / "photos.json"),
@@ -189,14 +194,16 @@ class Demo:
         print(f"report   {page}")
         print(f'ask      .venv/bin/mm-llama ask {picture} "what color is the shape?"')
 
-    def _done(self, phase: str, run: Path, option: int = 0) -> bool:
+    def _done(self, phase: str, run: Path, option: int | str = 0) -> bool:
         known = self.state.get(phase, {})
-        same = known.get("adapter") == _adapter_id(run) and known.get("option") == option
+        if known.get("option", option) != option or not known or not run.is_dir():
+            return False
+        same = known.get("adapter") == _adapter_id(run)
         if same:
             _say(f"{phase}: reused, the adapter is the same")
         return bool(same)
 
-    def _keep(self, phase: str, run: Path, seconds: float, detail: str, option: int = 0) -> None:
+    def _keep(self, phase: str, run: Path, seconds: float, detail: str, option: int | str = 0) -> None:
         self.state[phase] = {
             "adapter": _adapter_id(run),
             "option": option,
@@ -246,8 +253,6 @@ def _read_list(path: Path) -> list[Mapping[str, Any]]:
 def _say(text: str) -> None:
     print(f"[demo] {text}", file=sys.stderr, flush=True)
 
-
-Phase = Callable[[Path], None]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,6 +13,7 @@ from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
 from tests.promises.material import CONFIG, make_adapter
 
+
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     """Both dtypes that a core computes in on a CPU."""

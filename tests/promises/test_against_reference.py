@@ -77,7 +77,12 @@ def ours(reference: Any) -> MultimodalLlama:
     ffn_dim = state["layers.0.feed_forward.w1.weight"].shape[0]
     core = Llama(
         LlamaConfig(
-            dim=DIM, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=KV_HEADS, ffn_dim=ffn_dim, vocab_size=304
+            dim=DIM,
+            num_layers=LAYERS,
+            num_heads=HEADS,
+            num_kv_heads=KV_HEADS,
+            ffn_dim=ffn_dim,
+            vocab_size=304,
         )
     )
     adapter = ImageAdapter(

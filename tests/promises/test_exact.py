@@ -40,7 +40,9 @@ def test_ragged_batch_equals_single_rows(make_model: Make) -> None:
     for row, length in enumerate(lengths):
         own = [(0, position, item) for owner, position, item in PLACED if owner == row]
         media = model.attach(pictures(own, items)) if own else None
-        assert torch.allclose(batched[row, :length], model(text[row : row + 1, :length], media=media)[0], atol=2e-6)
+        assert torch.allclose(
+            batched[row, :length], model(text[row : row + 1, :length], media=media)[0], atol=2e-6
+        )
 
 
 @torch.no_grad()

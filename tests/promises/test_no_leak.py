@@ -75,7 +75,9 @@ def test_packed_documents_do_not_see_each_others_pictures(make_model: Make) -> N
 )
 def test_spans_follow_the_released_rule(placed: list[int], expected: list[tuple[int, int, int]]) -> None:
     numbers = torch.arange(len(placed))
-    media = Media(features(len(placed)), torch.zeros(len(placed), dtype=torch.long), torch.tensor(placed), numbers)
+    media = Media(
+        features(len(placed)), torch.zeros(len(placed), dtype=torch.long), torch.tensor(placed), numbers
+    )
     spans = visible_spans(media)
     assert [(span.start, span.end, len(span.items)) for span in spans] == expected
     assert spans[0] == Span(0, *expected[0][:2], (0,))

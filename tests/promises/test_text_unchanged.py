@@ -72,4 +72,6 @@ def test_padding_of_a_picture_row_does_not_reach_other_rows(make_model: Make, dt
     assert torch.equal(mixed[[0, 2]], model.core(text)[[0, 2]])
     # Past the length of the picture row nothing is computed from the picture either.
     short = model(text[1:2, :6], media=model.attach(pictures([(0, 1, 0)], features(1))))
-    assert torch.allclose(mixed[1, :6].float(), short[0].float(), atol=1e-5 if dtype == torch.float32 else 0.1)
+    assert torch.allclose(
+        mixed[1, :6].float(), short[0].float(), atol=1e-5 if dtype == torch.float32 else 0.1
+    )
