@@ -18,8 +18,9 @@ def easy_vqa(
     split: str = "train",
     template: str = easy_vqa_data.BARE,
     types: Sequence[str] = easy_vqa_data.TYPES,
+    answers: Sequence[str] = (),
 ) -> Source:
-    """Return one split (train, holdout, test) of easy-VQA as chats, or only its questions of some types."""
+    """Return one split (train, holdout, test) of easy-VQA as chats; `types` and `answers` keep only some rows."""
     unknown = sorted(set(types) - set(easy_vqa_data.TYPES))
     if unknown or not types:
         raise ValueError(
@@ -28,12 +29,16 @@ def easy_vqa(
         )
     files = easy_vqa_data.write_jsonl(root, _folder(out, template), template=template)
     source = JsonlChat(_split(files, split, "easy-VQA"))
-    if set(types) == set(easy_vqa_data.TYPES):
+    if set(types) == set(easy_vqa_data.TYPES) and not answers:
         return source
-    lines = source.path.read_text("utf-8").splitlines()
+    extras = [json.loads(line)["extra"] for line in source.path.read_text("utf-8").splitlines()]
     chosen = [
-        i for i, number in enumerate(source.lines) if json.loads(lines[number - 1])["extra"]["type"] in types
+        index
+        for index, extra in enumerate(extras)
+        if extra["type"] in types and (not answers or extra["answer"] in answers)
     ]
+    if not chosen:
+        raise ValueError(f"no easy-VQA question of types {list(types)} has an answer among {list(answers)}")
     return Subset(source, chosen)
 
 

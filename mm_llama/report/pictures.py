@@ -26,6 +26,12 @@ def type_name(kind: str) -> str:
     return TYPE_NAMES.get(kind, kind.replace("_", " "))
 
 
+def type_order(kind: str) -> tuple[int, str]:
+    """Sort key of question types: the known ones in the order of `TYPE_NAMES`, then the others by name."""
+    known = list(TYPE_NAMES)
+    return (known.index(kind), "") if kind in TYPE_NAMES else (len(known), kind)
+
+
 def draw_answers(
     answers: Sequence[dict[str, Any]], *, num_right: int = 6, num_wrong: int = 4, seed: int = 0
 ) -> list[dict[str, Any]]:
@@ -61,7 +67,7 @@ def held_out_pictures(inputs: Inputs, *, seed: int = 0) -> Iterator[Markup]:
         " None of these pictures was trained on.",
         class_="intro",
     )
-    types = sorted({str(row.get("type", "")) for row in drawn}, key=_type_order)
+    types = sorted({str(row.get("type", "")) for row in drawn}, key=type_order)
     yield element("style", _filter_rules(drawn, types))
     yield element(
         "div",
@@ -181,7 +187,7 @@ def _data_uri(inputs: Inputs, source: Any, longest: int) -> str | None:
         return None
     path = inputs.run_dir / str(source)
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "GIF")) as opened:
             picture = opened.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         inputs.missing.setdefault(f"picture {path.name}", "a picture beside its question")
@@ -198,8 +204,3 @@ def _data_uri(inputs: Inputs, source: Any, longest: int) -> str | None:
 
 def _overshown(right: int, wrong: int, num_right: int, num_wrong: int) -> bool:
     return wrong * (num_right + num_wrong) > num_wrong * (right + wrong)
-
-
-def _type_order(kind: str) -> tuple[int, str]:
-    known = list(TYPE_NAMES)
-    return (known.index(kind), "") if kind in TYPE_NAMES else (len(known), kind)
