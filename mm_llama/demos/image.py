@@ -20,6 +20,7 @@ from typing import Any
 
 # Pictures that the adapter was not made for: a shapes-and-colours adapter answers them as best it can, shown unedited.
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+STAGES = {"shapes": "demo_image_shapes", "present": "demo_image_present", "image": "demo_image"}
 PHOTO_QUESTIONS = ("what color is the shape?", "is there a circle?")
 
 
@@ -27,7 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m mm_llama.demos.image", description=__doc__)
     parser.add_argument("--out", default="runs/demo", help="folder of the run (default: %(default)s)")
-    parser.add_argument("--experiment", default="demo_image", help="conf/experiment (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=0, help="test questions to ask (default: all 9,673)")
     parser.add_argument(
         "--mmlu", type=int, default=570, help="MMLU questions of the proof (default: %(default)s)"
@@ -37,12 +37,15 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.out)
     demo = Demo(out)
     command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.image"
-    first = demo.train("image_pretrain", f"{args.experiment}_pretrain", args.overrides)
-    run = demo.train("image", args.experiment, [f"stage.init.image={first}", *args.overrides])
+    runs: list[Path] = []
+    for name, experiment in STAGES.items():
+        init = [f"stage.init.image={runs[-1]}"] if runs else []
+        runs.append(demo.train(name, experiment, [*init, *args.overrides]))
+    run = runs[-1]
     demo.vqa(run, args.questions)
     demo.proof(run, args.mmlu)
     demo.photos(run)
-    page = demo.report([first, run], command)
+    page = demo.report(runs, command)
     demo.farewell(run, page)
     return 0
 
@@ -148,8 +151,9 @@ class Demo:
         summaries = [_read(run / "summary.json") for run in runs]
         summary, config = summaries[-1], find_checkpoint(runs[-1]) / "config.yaml"
         names = {
-            "image_pretrain": "data, features, first stage",
-            "image": "second stage",
+            "shapes": "data, features, first stage: shapes and colours",
+            "present": "second stage: presence",
+            "image": "third stage: all questions",
             "vqa": "test questions",
             "proof": "proof that text is unchanged",
             "photos": "photos",
