@@ -162,7 +162,9 @@ def test_the_same_command_again_continues(chats: Path, tmp_path: Path, own_cache
     assert (tmp_path / "runs/image_pretrain/metrics.jsonl").read_bytes() == before
 
 
-def test_a_sweep_runs_each_choice_in_a_folder_of_its_own(chats: Path, tmp_path: Path, own_cache: Path) -> None:
+def test_a_sweep_runs_each_choice_in_a_folder_of_its_own(
+    chats: Path, tmp_path: Path, own_cache: Path
+) -> None:
     command = ["train", "stage=image_pretrain", *tiny(chats, tmp_path), "-m", "optim.lr=1e-3,3e-3"]
     assert main(command) == 0
     rates = {
@@ -174,14 +176,23 @@ def test_a_sweep_runs_each_choice_in_a_folder_of_its_own(chats: Path, tmp_path: 
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "misspelt key": (["stage=image_sft", "optim.lrr=1"], r"unknown key 'optim.lrr' \(did you mean .*optim.lr"),
+    "misspelt key": (
+        ["stage=image_sft", "optim.lrr=1"],
+        r"unknown key 'optim.lrr' \(did you mean .*optim.lr",
+    ),
     "misspelt root key": (["stage=image_sft", "sead=1"], r"unknown key 'sead' \(did you mean seed"),
-    "misspelt choice": (["stage=image_stf"], r"stage=image_stf: there is no such choice \(did you mean image_sft"),
+    "misspelt choice": (
+        ["stage=image_stf"],
+        r"stage=image_stf: there is no such choice \(did you mean image_sft",
+    ),
     "misspelt group": (["stage=image_sft", "cores=tiny"], r"unknown key 'cores' \(did you mean core"),
     "wrong type": (["stage=image_sft", "stage.num_steps=many"], r"stage.num_steps.*many"),
     "no stage": (["core=tiny"], r"say which stage"),
     "broken override": (["stage=image_sft", "optim.betas=[0.9"], r"KEY=VALUE"),
-    "numbers only": (["stage=image_sft", "core=llama3_1_8b"], r"core=llama3_1_8b is numbers only: set core.source"),
+    "numbers only": (
+        ["stage=image_sft", "core=llama3_1_8b"],
+        r"core=llama3_1_8b is numbers only: set core.source",
+    ),
     "unknown dtype": (["stage=image_sft", "dtype=int3"], r"dtype=int3: expected one of"),
     "no data": (["stage=image_sft", "data=none"], r"no training data: choose one with data="),
 }
@@ -201,7 +212,15 @@ def test_a_wrong_command_line_names_itself_and_what_to_do(
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "torch.load", "torch.hub.load", "builtins.eval", "mm_llama..os", "encoders.timm_image._load", 7],
+    [
+        "os.system",
+        "torch.load",
+        "torch.hub.load",
+        "builtins.eval",
+        "mm_llama..os",
+        "encoders.timm_image._load",
+        7,
+    ],
 )
 def test_a_target_outside_the_allowlist_is_never_called(target: Any) -> None:
     with pytest.raises(ValueError, match=r"inner\._target_ names .* may not be called"):

@@ -160,7 +160,7 @@ class Demo:
         }
         demo = {
             "title": "Eyes for a frozen text model",
-            "lead": "A gated cross-attention adapter, trained on a laptop's two cores, lets a text-only model answer "
+            "lead": "A gated cross-attention adapter, trained in minutes on a CPU, lets a text-only model answer "
             "about pictures, and leaves every bit of the text model as it was.",
             "name": "image",
             "command": command,
@@ -193,7 +193,9 @@ class Demo:
         overall = _read(self.out / "vqa.json").get("overall", {}).get("model", {})
         value = overall.get("accuracy", overall.get("value"))
         score = f", {100 * value:.1f} % of the test questions right" if isinstance(value, float) else ""
-        picture = next(iter(sorted((_easy_vqa_folder()).rglob("test/images/0.png"))), "photo.png")
+        answers = self.out / "vqa_answers.jsonl"
+        first = json.loads(answers.open(encoding="utf-8").readline())["image"] if answers.is_file() else ""
+        picture = os.path.normpath(self.out / first) if first else "PICTURE"
         print(f"\nadapter  {run}{score}")
         print(f"report   {page}")
         print(f'ask      .venv/bin/mm-llama ask {picture} "what color is the shape?"')
@@ -236,12 +238,6 @@ def _easy_vqa() -> tuple[Path, Path]:
     from mm_llama.paths import cache_dir
 
     return asset("easy_vqa"), cache_dir() / "data" / "easy_vqa"
-
-
-def _easy_vqa_folder() -> Path:
-    from mm_llama.paths import cache_dir
-
-    return cache_dir() / "data" / "easy_vqa"
 
 
 def _read(path: Path) -> dict[str, Any]:
