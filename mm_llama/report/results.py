@@ -9,7 +9,7 @@ from typing import Any
 from mm_llama.report.charts import Point, Series, dot_row, key_shape, line_figure, smooth, thin
 from mm_llama.report.inputs import Inputs, Stage
 from mm_llama.report.markup import Markup, element
-from mm_llama.report.pictures import type_name
+from mm_llama.report.pictures import type_name, type_order
 
 # Sides of vqa.json in the order of the page: key, name in tables, shape in dot plots.
 SIDES = (
@@ -207,10 +207,8 @@ def types(inputs: Inputs) -> Iterator[Markup]:
             element("th", "Without looking", scope="colgroup", colspan=len(baselines), class_="group")
         )
     header = [element("th", name, scope="col", class_="num") for _, name, _ in baselines]
-    rows = [
-        _type_row(type_name(str(row.get("type", ""))), row, baselines)
-        for row in inputs.vqa.get("types") or []
-    ]
+    kinds = {str(row.get("type", "")): row for row in inputs.vqa.get("types") or []}
+    rows = [_type_row(type_name(kind), kinds[kind], baselines) for kind in sorted(kinds, key=type_order)]
     rows.append(_type_row("All questions", inputs.vqa.get("overall") or {}, baselines, total=True))
     table = element(
         "table",
