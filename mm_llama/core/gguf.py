@@ -100,7 +100,7 @@ def convert(path: Path, folder: Path, sha256: str) -> None:
                 "vocabulary": vocabulary,
             }
             (staging / SOURCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError:
+    except (OSError, ValueError):
         # Another process may have finished the same conversion first; its folder is as good.
         if not (folder / SOURCE).is_file():
             raise

@@ -13,7 +13,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mm_llama.core.llama import LlamaConfig, RopeScaling
-from mm_llama.core.stored import Checkpoint, Entry, Names, StoredTensors, check_tensors, core_shapes, listed
+from mm_llama.core.stored import (
+    Checkpoint,
+    Entry,
+    Names,
+    StoredTensors,
+    check_tensors,
+    core_shapes,
+    counted,
+    listed,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -245,9 +254,8 @@ def _weight_files(folder: Path) -> list[Path]:
             raise ValueError(f"{index}: weight_map points outside the folder: {listed(outside)}")
         absent = [name for name in names if not (folder / name).is_file()]
         if absent:
-            raise ValueError(
-                f"{folder}: {INDEX} lists {len(absent)} files that are not there: {listed(absent)}"
-            )
+            files = counted(absent, "file that is", "files that are")
+            raise ValueError(f"{folder}: {INDEX} lists {files} not there: {listed(absent)}")
         return [folder / name for name in names]
     if single.is_file():
         return [single]
@@ -278,7 +286,8 @@ def _headers(files: Iterable[Path]) -> dict[str, Entry]:
         except SafetensorError as error:
             raise ValueError(f"{file}: not a whole safetensors file: {error}") from None
     if repeated:
-        raise ValueError(f"{len(repeated)} tensors are in more than one file: {listed(repeated)}")
+        tensors = counted(repeated, "tensor is", "tensors are")
+        raise ValueError(f"{tensors} in more than one file: {listed(repeated)}")
     return found
 
 

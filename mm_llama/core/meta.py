@@ -28,6 +28,7 @@ from mm_llama.core.stored import (
     StoredTensors,
     check_tensors,
     core_shapes,
+    counted,
     half_split,
     listed,
 )
@@ -180,7 +181,8 @@ class Shard:
                 raise ValueError(f"{self.path}: expected a table of tensors, found {type(loaded).__name__}")
             other = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
             if other:
-                raise ValueError(f"{self.path}: {len(other)} entries are not tensors: {listed(other)}")
+                entries = counted(other, "entry is no tensor", "entries are no tensors")
+                raise ValueError(f"{self.path}: {entries}: {listed(other)}")
             self._tensors = loaded
         return self._tensors
 
@@ -197,9 +199,8 @@ def _pieces(shards: list[Shard]) -> dict[str, tuple[list[Shape], torch.dtype]]:
     for shard in shards:
         absent = sorted(names - set(shard.tensors()))
         if absent:
-            raise ValueError(
-                f"{shard.path}: lacks {len(absent)} tensors that its siblings have: {listed(absent)}"
-            )
+            tensors = counted(absent, "tensor", "tensors")
+            raise ValueError(f"{shard.path}: lacks {tensors} that its siblings have: {listed(absent)}")
     first = shards[0].tensors()
     return {name: ([tuple(s.tensors()[name].shape) for s in shards], first[name].dtype) for name in first}
 
@@ -214,8 +215,11 @@ def _joined_shape(published: str, shapes: list[Shape]) -> Shape:
     axis = _split_axis(published)
     if axis is None or len(shapes[0]) <= axis:
         return shapes[0]
-    total = sum(shape[axis] if len(shape) > axis else 0 for shape in shapes)
-    return (*shapes[0][:axis], total, *shapes[0][axis + 1 :])
+    if len({shape[:axis] + shape[axis + 1 :] for shape in shapes}) > 1:
+        raise ValueError(
+            f"{published}: its pieces do not fit together: {listed(map(str, map(list, shapes)))}"
+        )
+    return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
 
 
 def _same(shards: list[Shard], one: str, other: str) -> bool:

@@ -7,7 +7,7 @@ the meta device: peak memory is the model itself and one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,17 +119,17 @@ def check_tensors(
     problems = []
     missing = [name for name in expected if name not in shapes]
     if missing:
-        problems.append(f"{_counted(missing, 'tensor')} missing: {listed(missing)}")
+        problems.append(f"{counted(missing, 'tensor is', 'tensors are')} missing: {listed(missing)}")
     unknown = [name for name in shapes if name not in expected]
     if unknown:
-        problems.append(f"{_counted(unknown, 'tensor')} unknown: {listed(unknown)}")
+        problems.append(f"{counted(unknown, 'tensor is', 'tensors are')} unknown: {listed(unknown)}")
     wrong = [
         f"{name} is {list(shapes[name])} where {asked_by} asks for {list(shape)}"
         for name, shape in expected.items()
         if name in shapes and tuple(shapes[name]) != tuple(shape)
     ]
     if wrong:
-        problems.append(f"{_counted(wrong, 'tensor')} of the wrong shape: {listed(wrong)}")
+        problems.append(f"{counted(wrong, 'tensor is', 'tensors are')} of the wrong shape: {listed(wrong)}")
     quantised = [
         f"{name} ({str(dtypes[name]).removeprefix('torch.')})"
         for name in expected
@@ -137,7 +137,7 @@ def check_tensors(
     ]
     if quantised:
         problems.append(
-            f"{_counted(quantised, 'tensor')} not stored as float32, bfloat16, float16 or float64 "
+            f"{counted(quantised, 'tensor is', 'tensors are')} not stored as float32, bfloat16, float16 or float64 "
             f"(quantised checkpoints are read as GGUF only): {listed(quantised)}"
         )
     if problems:
@@ -149,6 +149,11 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def counted(things: Sized, one: str, many: str) -> str:
+    """Return how many there are, in words that agree with the number."""
+    return f"{len(things)} {one if len(things) == 1 else many}"
 
 
 def filled_core(
@@ -199,7 +204,3 @@ class _NoInitialisation(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-def _counted(things: list[str], noun: str) -> str:
-    return f"1 {noun} is" if len(things) == 1 else f"{len(things)} {noun}s are"

@@ -173,7 +173,7 @@ def write_gguf(path: Path, model: Any, *, quantise: str = "F32", **changes: Any)
     for key, value in {**fields, **changes}.items():
         if value is None:
             continue
-        name = f"{architecture}.{key}"
+        name = key if key.startswith("tokenizer.") else f"{architecture}.{key}"
         if isinstance(value, float):
             writer.add_float32(name, value)
         elif isinstance(value, int):

@@ -14,6 +14,7 @@ from mm_llama.core.digest import digest_tensors
 from mm_llama.core.gguf import rope_scaling
 from mm_llama.core.llama import LlamaConfig, RopeScaling, rope_frequencies
 from mm_llama.core.weights import load_core
+from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -69,6 +70,19 @@ def test_gguf_is_converted_once(
     assert (folder / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
     assert same(first.state_dict(), second.state_dict())
     assert first.digest == second.digest
+
+
+def test_a_vocabulary_of_unknown_kind_matters_only_where_it_is_needed(
+    transformers_llama: Callable[..., Any], as_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "unheard-of"}
+    path = as_gguf(tmp_path / "m.gguf", transformers_llama(), **fields)
+    for _ in range(2):  # with and without the conversion in the cache
+        with pytest.raises(ValueError, match="m.gguf: tokenizer.ggml.pre is 'unheard-of'"):
+            load_core(path)
+    BytesTokenizer().save(tmp_path / "vocabulary")
+    loaded = load_core(path, tokenizer_path=tmp_path / "vocabulary")
+    assert loaded.tokenizer is not None and loaded.tokenizer.vocab_size == 265
 
 
 def test_a_failed_conversion_leaves_nothing_behind(

@@ -174,7 +174,7 @@ def test_a_pickle_that_is_not_plain_tensors_is_refused(
         load_core(folder)
     assert not (tmp_path / "touched by a pickle").exists()
     torch.save({"tok_embeddings.weight": "text"}, file)
-    with pytest.raises(ValueError, match="1 entries are not tensors: tok_embeddings.weight"):
+    with pytest.raises(ValueError, match="1 entry is no tensor: tok_embeddings.weight"):
         load_core(folder)
     torch.save([torch.ones(1)], file)
     with pytest.raises(ValueError, match="expected a table of tensors, found list"):
@@ -192,7 +192,13 @@ def test_absent_and_uneven_shards_are_named(
     del shard["layers.0.attention.wo.weight"]
     torch.save(shard, folder / "consolidated.02.pth")
     with pytest.raises(
-        ValueError, match="02.pth: lacks 1 tensors that its siblings have: layers.0.attention.wo.weight"
+        ValueError, match="02.pth: lacks 1 tensor that its siblings have: layers.0.attention.wo.weight"
+    ):
+        load_core(folder)
+    shard["layers.0.attention.wo.weight"] = torch.zeros(3, 16)
+    torch.save(shard, folder / "consolidated.02.pth")
+    with pytest.raises(
+        ValueError, match=r"wo.weight: its pieces do not fit together: \[64, 16\], .*\[3, 16\]"
     ):
         load_core(folder)
     (folder / "consolidated.02.pth").unlink()

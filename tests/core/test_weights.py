@@ -227,7 +227,7 @@ def test_a_tensor_in_two_shards_is_named(transformers_llama: Callable[..., Any],
     name = next(iter(load_file(first)))
     save_file({**load_file(second), name: load_file(first)[name]}, second)
     with pytest.raises(
-        ValueError, match=rf"1 tensors are in more than one file: {name} \({first.name}, {second.name}\)"
+        ValueError, match=rf"1 tensor is in more than one file: {name} \({first.name}, {second.name}\)"
     ):
         load_core(tmp_path)
 
@@ -236,7 +236,7 @@ def test_an_absent_shard_is_named(transformers_llama: Callable[..., Any], tmp_pa
     transformers_llama("llama3").save_pretrained(tmp_path, max_shard_size="100KB")
     first = min(tmp_path.glob("*.safetensors"))
     first.unlink()
-    with pytest.raises(ValueError, match=f"lists 1 files that are not there: {first.name}"):
+    with pytest.raises(ValueError, match=f"lists 1 file that is not there: {first.name}"):
         load_core(tmp_path)
 
 
