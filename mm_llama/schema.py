@@ -59,7 +59,7 @@ class StageSchema:
     name: str = MISSING
     step: Any = None
     train: list[str] = field(default_factory=list)
-    init: dict[str, str] = field(default_factory=dict)
+    init: dict[str, str | None] = field(default_factory=dict)
     allow_core_swap: bool = False
     num_steps: int = 100
     accumulate: int = 1

@@ -47,8 +47,11 @@ class StageResult:
     exit_code: int
 
 
-def run_stage(cfg: DictConfig | Mapping[str, Any]) -> StageResult:
-    """Build everything a train config names and train; the same config in the same folder continues."""
+def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = None) -> StageResult:
+    """Build everything a train config names and train; the same config in the same folder continues.
+
+    `run_dir` defaults to the config's `runs`/`name`; in a sweep every job has a folder of its own.
+    """
     config = resolve(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)))
     config.pop("hydra", None)
     if config["threads"]:
@@ -70,7 +73,7 @@ def run_stage(cfg: DictConfig | Mapping[str, Any]) -> StageResult:
     calibrate(model, [build(entry) for entry in config["data"].get("calibration") or []] or sources, chat)
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
-    run_dir = Path(config["runs"]) / config["name"]
+    run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
     summary = train(
         model,
         loader,
@@ -86,7 +89,7 @@ def run_stage(cfg: DictConfig | Mapping[str, Any]) -> StageResult:
         keep_last=stage["keep_last"],
         log_every=stage["log_every"],
         seed=config["seed"],
-        init=stage["init"],
+        init={kind: run for kind, run in stage["init"].items() if run},
         resume=stage["resume"],
         allow_core_swap=stage["allow_core_swap"],
         config=config,

@@ -136,8 +136,8 @@ def test_every_stage_takes_a_step_on_the_tiny_core(
     result = run_stage(compose_config("train", [f"stage={name}", *tiny(chats, tmp_path)]))
     assert result.exit_code == 0 and result.final["step"] == 2
     summary = json.loads((result.run_dir / "summary.json").read_text("utf-8"))
-    rows = {row["group"]: row for row in summary["freeze"]["rows"]}
-    assert not rows["core"]["trainable"] and rows["modality.image.adapter"]["trainable"]
+    rows = {row["group"]: row for row in summary["freeze"]}
+    assert not rows["core"]["trained"] and rows["modality.image.adapter"]["trained"]
 
 
 def test_a_trained_encoder_reads_pixels_and_changes(chats: Path, tmp_path: Path, own_cache: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_trained_encoder_reads_pixels_and_changes(chats: Path, tmp_path: Path,
 
 def test_pretraining_hands_its_adapter_to_finetuning(chats: Path, tmp_path: Path, own_cache: Path) -> None:
     first = run_stage(compose_config("train", ["stage=image_pretrain", *tiny(chats, tmp_path)]))
-    init = f"stage.init={{image: {first.run_dir}}}"
+    init = f"stage.init.image={first.run_dir}"
     second = run_stage(compose_config("train", ["stage=image_sft", *tiny(chats, tmp_path, init)]))
     state = json.loads(next(second.run_dir.glob("checkpoints/*/state.json")).read_text("utf-8"))
     assert [stage["stage"] for stage in state["lineage"]] == ["image_pretrain", "image_sft"]

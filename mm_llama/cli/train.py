@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -35,25 +37,52 @@ def main(argv: list[str]) -> int:
         return 0
     schema.register()
     _check(argv)
-    outcome: list[int] = []
+    codes: list[int] = []
+    errors: list[Exception] = []
 
     @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
     def job(cfg: DictConfig) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
         from mm_llama.stage_run import run_stage
 
-        summary = run_stage(cfg)
-        outcome.append(summary.exit_code)
-        return summary.objective
+        try:
+            result = run_stage(cfg, run_dir=HydraConfig.get().runtime.output_dir)
+        except (ValueError, OSError) as error:
+            # Of a sweep the other jobs still run; the failed ones are told at the end.
+            if os.environ.get("MM_LLAMA_DEBUG"):
+                raise
+            errors.append(error)
+            return math.inf
+        codes.append(result.exit_code)
+        return result.objective
 
     before = sys.argv
-    sys.argv = ["mm-llama train", *argv]
+    sys.argv = ["mm-llama train", *_flags_first(argv)]
     try:
         job()
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from error
     finally:
         sys.argv = before
-    return max(outcome, default=0)
+    if errors and codes:
+        for error in errors:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    if errors:
+        raise errors[0]
+    return max(codes, default=0)
+
+
+def _flags_first(argv: list[str]) -> list[str]:
+    """Put flags before overrides: Hydra's parser takes overrides from one place only."""
+    takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--info", "-i", "--package", "-p")
+    flags: list[str] = []
+    overrides: list[str] = []
+    for index, arg in enumerate(argv):
+        value = index > 0 and argv[index - 1] in takes_value
+        (flags if value or arg.startswith("-") else overrides).append(arg)
+    return [*flags, *overrides]
 
 
 def _check(argv: list[str]) -> None:
