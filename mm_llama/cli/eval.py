@@ -229,7 +229,9 @@ def _source(args: argparse.Namespace, split: str) -> Source:
     from mm_llama.paths import cache_dir
 
     package, recipe = named[args.data]
-    return recipe(asset(package), cache_dir() / "data" / args.data, split, **_trained_with(args.adapter, args.data))
+    return recipe(
+        asset(package), cache_dir() / "data" / args.data, split, **_trained_with(args.adapter, args.data)
+    )
 
 
 def _trained_with(adapters: list[Path], recipe: str) -> dict[str, Any]:

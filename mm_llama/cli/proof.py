@@ -59,14 +59,12 @@ def _print(proof: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"text with and without the adapter, {proof['dtype']}", title_justify="left")
-    for name, justify in (
-        ("compared", "left"),
-        ("logits", "right"),
-        ("largest difference", "right"),
-        ("", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    title = f"text with and without the adapter, {proof['dtype']}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("compared")
+    table.add_column("logits", justify="right")
+    table.add_column("difference", justify="right")
+    table.add_column("")
     for case in proof["cases"]:
         result = "equal" if case["equal"] else "DIFFERENT"
         table.add_row(case["name"], f"{case['num_values']:,}", f"{case['max_delta']:.3g}", result)

@@ -156,14 +156,14 @@ def _alone(model: MultimodalLlama, plain: Llama, row_S: Tensor) -> Case:
 
 
 def _batched(model: MultimodalLlama, plain: Llama, tokens_BS: Tensor) -> Case:
-    case = Case(f"a batch of {len(tokens_BS)} texts")
+    case = Case(f"{len(tokens_BS)} texts in a batch")
     case.add(plain(tokens_BS), model(tokens_BS, lengths_B=_full(tokens_BS)))
     return case
 
 
 def _cached(model: MultimodalLlama, plain: Llama, tokens_BS: Tensor, num_decoded: int) -> Case:
     """Prefill, then decode both greedily; each side follows its own tokens, so a difference would grow."""
-    case = Case(f"the batch through the cache, then {num_decoded} tokens decoded")
+    case = Case(f"the batch cached, then {num_decoded} tokens decoded")
     B, S = tokens_BS.shape
     caches = [_cache(plain, B, S + num_decoded) for _ in range(2)]
     positions = torch.arange(S, device=tokens_BS.device).expand(B, S)
@@ -179,7 +179,7 @@ def _cached(model: MultimodalLlama, plain: Llama, tokens_BS: Tensor, num_decoded
 
 
 def _chunked(model: MultimodalLlama, plain: Llama, tokens_BS: Tensor) -> Case:
-    case = Case("the batch through the cache in two chunks")
+    case = Case("the batch cached, in two chunks")
     B, S = tokens_BS.shape
     caches = [_cache(plain, B, S) for _ in range(2)]
     for start, end in ((0, S // 2), (S // 2, S)):
@@ -210,12 +210,12 @@ def _beside_pictures(
         ).to(model.device)
     }
     state = model.attach(media)
-    whole = Case("text rows, and text before a picture, in a batch with pictures")
+    whole = Case("text beside picture rows, or before a picture")
     theirs, ours = plain(mixed_BS), model(mixed_BS, lengths_B=_full(mixed_BS), media=state)
     whole.add(theirs[texts], ours[texts])
     whole.add(theirs[texts + 1, :place], ours[texts + 1, :place])
     control = (theirs - ours)[texts + 1, place:].abs().max().item()
-    decoded = Case(f"text rows beside pictures through the cache, then {num_decoded} tokens decoded")
+    decoded = Case(f"text beside picture rows, cached, {num_decoded} decoded")
     caches = [_cache(plain, 2 * B, S + num_decoded) for _ in range(2)]
     positions = torch.arange(S, device=tokens_BS.device).expand(2 * B, S)
     theirs = plain(mixed_BS, positions_BS=positions, cache=caches[0])

@@ -36,8 +36,8 @@ def test_untouched_core_is_proven_unchanged(
     assert result.num_before == len(core.state_dict())
     longest = max(len(text) for text in TEXTS)
     values = {case.name: case.num_values for case in result.cases}
-    assert values["a batch of 3 texts"] == 3 * longest * 265
-    assert values["the batch through the cache, then 4 tokens decoded"] == 3 * (longest + 4) * 265
+    assert values["3 texts in a batch"] == 3 * longest * 265
+    assert values["the batch cached, then 4 tokens decoded"] == 3 * (longest + 4) * 265
     found = result.to_json()
     assert found["identical"] is True
     assert found["core"]["plain"] == found["core"]["attached"]

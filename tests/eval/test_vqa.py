@@ -131,6 +131,7 @@ def test_rows_that_end_early_do_not_disturb_the_others(model: MultimodalLlama) -
     """With many stop tokens rows end at different steps; each equals its own run."""
     tokens = torch.randint(97, 122, (6, 9), generator=torch.Generator().manual_seed(0))
     tokens[3] = tokens[1]
+    tokens[5, :-1] = tokens[1, :-1]
     batch = Batch(tokens, torch.full((6,), 9))
     endless = answer_greedily(model, batch, stop=(), max_new_tokens=12)
     stop = {endless[0][2], endless[2][5], endless[4][8]}
