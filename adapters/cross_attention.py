@@ -94,6 +94,9 @@ class WhitenedNorm(RMSNorm):
     first; whitening makes what differs as large as what is common. It is linear, so it folds into the next layer.
     """
 
+    centre: Tensor
+    whiten: Tensor
+
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__(dim, eps)
         self.register_buffer("centre", torch.zeros(dim))

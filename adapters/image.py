@@ -9,6 +9,7 @@ Shapes: M pictures, N image tokens, E encoder width, D core width, K KV heads, d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class ImageAdapter(nn.Module):
         self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None
         self.feature_norm = RMSNorm(dim, norm_eps) if feature_norm else None
         self.whiten = whiten
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps, branch_scale)
             for _ in self.layers
         )

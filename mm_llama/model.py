@@ -9,6 +9,7 @@ Shapes: B batch, S positions, T positions selected by `at`, D core width, V voca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class MultimodalLlama(nn.Module):
     def __init__(self, core: Llama, modalities: Mapping[str, CrossAttended] | None = None) -> None:
         super().__init__()
         self.core = core
-        self.modality = nn.ModuleDict(dict(modalities or {}))
+        self.modality: Any = nn.ModuleDict(dict(modalities or {}))
         # Set by a stage whose rows repeat: states below the lowest block, remembered (see `mm_llama.prefixes`).
         self.prefixes: Prefixes | None = None
 

@@ -162,8 +162,9 @@ class Llama(nn.Module):
         if positions_BS is None:
             positions_BS = torch.arange(S, device=device).expand(B, S)
         rope = self.rope(positions_BS)
+        slots: Slots | None = None
+        mask: Tensor | None
         if cache is None:
-            slots = None
             mask = causal_mask(S, documents_BS, device)
         else:
             if documents_BS is not None:
