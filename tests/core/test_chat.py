@@ -471,6 +471,7 @@ def bad_part(**part: Any) -> list[dict[str, Any]]:
         (bad_part(type="image", path=""), r"content\[1\]\.path is empty"),
         (bad_part(type="image", bytes="abc"), r"content\[1\]\.bytes must be bytes, not str"),
         (bad_part(type="image", base64="a b"), r"content\[1\]\.base64 is not base64"),
+        (bad_part(type="image", base64="QUJD!"), r"content\[1\]\.base64 is not base64"),
         (bad_part(type="image", base64=5), r"content\[1\]\.base64 is not base64"),
         (bad_part(type="image", image=[1, 2]), r"content\[1\]\.image must be a path, .* not list"),
         (
