@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +160,9 @@ class CrossAttended(nn.Module):
 
     def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.adapter = adapter
+        # Both are duck-typed: any module with the methods that `conf/` pairs here.
+        self.encoder: Any = encoder
+        self.adapter: Any = adapter
 
     def encode(self, media: Media, dtype: torch.dtype) -> list[Tensor]:
         """Return features float[N, E] per item; pictures of equal size are encoded together."""

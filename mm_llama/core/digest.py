@@ -22,4 +22,4 @@ def update_digest(total: hashlib._Hash, name: str, tensor: Tensor) -> None:
     dtype = str(tensor.dtype).removeprefix("torch.")
     total.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-    total.update(memoryview(raw))
+    total.update(raw.data)

@@ -219,7 +219,8 @@ def _short(digest: str) -> str:
 
 
 def _no_match(prefix: str, names: Iterable[str]) -> str:
-    known, groups = set(), set()
+    known: set[str] = set()
+    groups: set[str] = set()
     for name in names:
         parts = name.split(".")
         known.update(".".join(parts[:end]) for end in range(1, len(parts) + 1))
