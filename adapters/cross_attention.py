@@ -32,20 +32,17 @@ class GatedCrossAttention(nn.Module):
         ffn_dim: int,
         norm_eps: float = 1e-5,
         branch_scale: float = 1.0,
-        whiten: bool = False,
     ) -> None:
         """`branch_scale` multiplies both branches, a constant. A core whose residual stream is far above 1 (RMS 8 to
         20 in the upper layers of SmolLM2-135M) hardly hears a block of unit scale, and learns that much slower.
-        `whiten` puts a fixed whitening behind both norms (see `WhitenedNorm`); `calibrate` sets it.
         """
         super().__init__()
         self.branch_scale = branch_scale
-        norm = WhitenedNorm if whiten else RMSNorm
-        self.attention_norm = norm(dim, norm_eps)
+        self.attention_norm = RMSNorm(dim, norm_eps)
         self.attention = CrossAttention(dim, num_heads, num_kv_heads, head_dim, norm_eps)
         self.attention_gate = nn.Parameter(torch.zeros(1))
         # A width of 0 leaves the feed-forward branch out: cheaper, for small experiments.
-        self.feed_forward_norm = norm(dim, norm_eps) if ffn_dim else None
+        self.feed_forward_norm = RMSNorm(dim, norm_eps) if ffn_dim else None
         self.feed_forward = FeedForward(dim, ffn_dim) if ffn_dim else None
         self.feed_forward_gate = nn.Parameter(torch.zeros(1)) if ffn_dim else None
 
@@ -75,49 +72,9 @@ class GatedCrossAttention(nn.Module):
         fed = self.feed_forward(self.feed_forward_norm(x_TD))
         return x_TD + self.opening(self.feed_forward_gate, x_TD.dtype) * fed
 
-    def calibrate(self, states_TD: Tensor) -> None:
-        """Set the whitening of both norms from states float[T, D] that enter this block; a no-op without one."""
-        for norm in (self.attention_norm, self.feed_forward_norm):
-            if isinstance(norm, WhitenedNorm):
-                norm.calibrate(states_TD)
-
     def opening(self, gate: Tensor, dtype: torch.dtype) -> Tensor:
         """Return how far a branch is open: tanh of its gate, times the branch scale."""
         return (self.branch_scale * torch.tanh(gate)).to(dtype)
-
-
-class WhitenedNorm(RMSNorm):
-    """RMSNorm, then a fixed whitening: (norm(x) - centre) @ whiten, scaled by the norm's weight.
-
-    A frozen core's states are nearly one vector: of the power in SmolLM2-135M's states before an answer 97 % is
-    common to all questions, and the word asked about makes up 0.5 to 1 %. Gradient descent finds the large directions
-    first; whitening makes what differs as large as what is common. It is linear, so it folds into the next layer.
-    """
-
-    centre: Tensor
-    whiten: Tensor
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__(dim, eps)
-        self.register_buffer("centre", torch.zeros(dim))
-        self.register_buffer("whiten", torch.eye(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map float[..., D] to float[..., D] in the dtype of `x`."""
-        y = (self.normalise(x) - self.centre.float()).to(x.dtype)
-        return (y @ self.whiten.to(x.dtype)) * self.weight.to(x.dtype)
-
-    @torch.no_grad()
-    def calibrate(self, states_TD: Tensor, ridge: float = 0.03) -> None:
-        """Whiten by the covariance C of the normed states: (C + ridge * mean eigenvalue)^(-1/2), at unit scale."""
-        normed_TD = self.normalise(states_TD).double()
-        centre_D = normed_TD.mean(0)
-        centred_TD = normed_TD - centre_D
-        values, vectors = torch.linalg.eigh(centred_TD.T @ centred_TD / len(centred_TD))
-        whiten_DD = (vectors * (values.clamp_min(0) + ridge * values.mean()).rsqrt()) @ vectors.T
-        scale = (centred_TD @ whiten_DD).pow(2).mean().sqrt()
-        self.centre.copy_(centre_D)
-        self.whiten.copy_(whiten_DD / scale)
 
 
 class CrossAttention(nn.Module):

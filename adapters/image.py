@@ -8,7 +8,7 @@ Shapes: M pictures, N image tokens, E encoder width, D core width, K KV heads, d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ class ImageAdapter(nn.Module):
         feature_norm: bool = True,
         gate_init: float = 0.0,
         branch_scale: float = 1.0,
-        whiten: bool = False,
         train_placeholder: bool = True,
         seed: int = 0,
     ) -> None:
@@ -54,7 +53,6 @@ class ImageAdapter(nn.Module):
         self.projection = Linear(encoder_dim, dim, bias=True)
         self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None
         self.feature_norm = RMSNorm(dim, norm_eps) if feature_norm else None
-        self.whiten = whiten
         self.blocks: Any = nn.ModuleList(
             GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps, branch_scale)
             for _ in self.layers
@@ -109,8 +107,3 @@ class ImageAdapter(nn.Module):
     def block(self, layer: int) -> GatedCrossAttention | None:
         """Return the block that runs before the given self-attention layer, if there is one."""
         return self.blocks[self.layers.index(layer)] if layer in self.layers else None
-
-    def calibrate(self, states: Mapping[int, Tensor]) -> None:
-        """Set each block's whitening from {layer: states float[T, D]} that enter the layers."""
-        for layer, block in zip(self.layers, self.blocks, strict=True):
-            block.calibrate(states[layer])

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mm_llama.batch import Batch
 from mm_llama.build import DTYPES, build, build_model, resolve
-from mm_llama.calibrate import calibrate
 from mm_llama.core.chat import ChatFormat
 from mm_llama.data.collate import collate
 from mm_llama.data.decode import image_key, open_image
@@ -69,8 +68,6 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
     media.prepare([*sources, *held_out], config["loader"]["on_error"])
     loader = _loader(config, sources, chat, media)
-    # A continued run or an earlier stage brings its own whitening, which then replaces this one.
-    calibrate(model, [build(entry) for entry in config["data"].get("calibration") or []] or sources, chat)
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
     run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)

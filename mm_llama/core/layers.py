@@ -38,12 +38,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of float[..., dim]; the result has the dtype of `x`."""
-        return self.normalise(x).to(x.dtype) * self.weight.to(x.dtype)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """Return float32[..., dim] at unit root mean square, without the weight."""
         y = x.float()
-        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.weight.to(x.dtype)
 
 
 class FeedForward(nn.Module):

@@ -1,11 +1,11 @@
-"""The adapter's parts: schedule, whitening, branch scale."""
+"""The adapter's parts: schedule, gates, branch scale."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from adapters.cross_attention import GatedCrossAttention, WhitenedNorm, cross_attention_layers
+from adapters.cross_attention import GatedCrossAttention, cross_attention_layers
 from adapters.image import ImageAdapter
 
 
@@ -38,28 +38,6 @@ def test_schedule_follows_every_n_or_the_list(
 def test_impossible_schedules_are_named(every: int | None, layers: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cross_attention_layers(8, every, layers)
-
-
-def test_whitening_makes_what_differs_as_large_as_what_is_common() -> None:
-    generator = torch.Generator().manual_seed(0)
-    common = 10 * torch.randn(1, 12, generator=generator)
-    states = common + torch.randn(4000, 12, generator=generator) * torch.logspace(0, -1.5, 12)
-    norm = WhitenedNorm(12)
-    norm.calibrate(states, ridge=1e-6)
-    out = norm(states)
-    covariance = torch.cov(out.T)
-    assert out.mean(0).abs().max() < 1e-3
-    # One direction is lost to the norm itself; the others end up equal.
-    values = torch.linalg.eigvalsh(covariance)
-    assert values[-1] / values[1] < 1.5
-
-
-def test_an_uncalibrated_whitening_is_the_plain_norm() -> None:
-    norm = WhitenedNorm(6)
-    with torch.no_grad():
-        norm.weight.copy_(torch.linspace(0.5, 1.5, 6))
-    plain = torch.nn.functional.rms_norm(torch.ones(1, 6) * 3, (6,), norm.weight, 1e-5)
-    assert torch.allclose(norm(torch.ones(1, 6) * 3), plain)
 
 
 def test_closed_gates_are_exact_identity_at_any_branch_scale() -> None:
