@@ -28,6 +28,14 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of the x axis that ends at `end`, such as one stage of several."""
+
+    name: str
+    end: float
+
+
+@dataclass(frozen=True)
 class Level:
     """A horizontal line to compare with, such as the majority answer."""
 
@@ -43,6 +51,7 @@ def line_figure(
     x_name: str,
     y_format: Callable[[float], str],
     levels: Sequence[Level] = (),
+    parts: Sequence[Part] = (),
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
     """Return a figure: the chart at two widths, and its caption."""
@@ -53,6 +62,7 @@ def line_figure(
             x_name=x_name,
             y_format=y_format,
             levels=levels,
+            parts=parts,
             y_range=y_range,
             width=width,
             height=height,
@@ -70,6 +80,7 @@ def line_chart(
     x_name: str,
     y_format: Callable[[float], str],
     levels: Sequence[Level] = (),
+    parts: Sequence[Part] = (),
     y_range: tuple[float, float] | None = None,
     width: int = 540,
     height: int = 300,
@@ -86,7 +97,8 @@ def line_chart(
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
     x_ticks = ticks(min(xs), max(xs), 6 if width > 400 else 5)
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
-    left, right, top, bottom = 46, 96 if width > 400 else 84, 12, 40
+    left, right, bottom = 46, 96 if width > 400 else 84, 40
+    top = 28 if len(parts) > 1 else 12
 
     def place_x(value: float) -> float:
         return left + (value - x_low) / (x_high - x_low) * (width - left - right)
@@ -95,46 +107,54 @@ def line_chart(
         value = min(max(value, low), high)
         return top + (high - value) / ((high - low) or 1.0) * (height - top - bottom)
 
-    parts: list[Markup] = []
+    drawn: list[Markup] = []
     for value in y_ticks:
         y = place_y(value)
-        parts.append(element("line", x1=left, x2=width - right, y1=_n(y), y2=_n(y), class_="grid"))
-        parts.append(element("text", y_format(value), x=left - 8, y=_n(y + 4), class_="tick end"))
+        drawn.append(element("line", x1=left, x2=width - right, y1=_n(y), y2=_n(y), class_="grid"))
+        drawn.append(element("text", y_format(value), x=left - 8, y=_n(y + 4), class_="tick end"))
     for value in x_ticks:
         if x_low <= value <= x_high:
-            parts.append(
+            drawn.append(
                 element(
                     "text", f"{value:,.10g}", x=_n(place_x(value)), y=height - bottom + 18, class_="tick mid"
                 )
             )
-    parts.append(
+    drawn.append(
         element("text", x_name, x=_n((left + width - right) / 2), y=height - 6, class_="tick mid name")
     )
+    if len(parts) > 1:
+        start = x_low
+        for part in parts:
+            middle, edge = _n((place_x(start) + place_x(part.end)) / 2), _n(place_x(part.end))
+            drawn.append(element("text", part.name, x=middle, y=top - 12, class_="tick mid"))
+            if part is not parts[-1]:
+                drawn.append(element("line", x1=edge, x2=edge, y1=top - 8, y2=height - bottom, class_="part"))
+            start = part.end
     names: list[tuple[float, str, str]] = []
     for level in levels:
         y = place_y(level.value)
-        parts.append(element("line", x1=left, x2=width - right, y1=_n(y), y2=_n(y), class_="level"))
+        drawn.append(element("line", x1=left, x2=width - right, y1=_n(y), y2=_n(y), class_="level"))
         names.append((y, level.name, "level"))
     for line in series:
         finite = [(x, y) for x, y in line.points if math.isfinite(y)]
         if line.faint:
             faint = [(x, y) for x, y in line.faint if math.isfinite(y)]
-            parts.append(_polyline(faint, place_x, place_y, f"line faint {line.style}"))
+            drawn += _polylines(faint, parts, place_x, place_y, f"line faint {line.style}")
         if not finite:
             continue
-        parts.append(_polyline(finite, place_x, place_y, f"line {line.style}"))
+        drawn += _polylines(finite, parts, place_x, place_y, f"line {line.style}")
         if line.marks:
-            parts += [
+            drawn += [
                 element("circle", cx=_n(place_x(x)), cy=_n(place_y(y)), r=3, class_=f"mark {line.style}")
                 for x, y in finite
             ]
         names.append((place_y(finite[-1][1]), line.name, line.style))
     for y, name, kind in _spread(names, 15, top + 4, height - bottom):
-        parts.append(element("text", name, x=width - right + 8, y=_n(y + 4), class_=f"label {kind}"))
+        drawn.append(element("text", name, x=width - right + 8, y=_n(y + 4), class_=f"label {kind}"))
     return element(
         "svg",
         element("title", title),
-        *parts,
+        *drawn,
         viewBox=f"0 0 {width} {height}",
         width=width,
         height=height,
@@ -265,12 +285,23 @@ def describe(
     return "; ".join(said) + "."
 
 
-def _polyline(
-    points: Sequence[Point], place_x: Callable[[float], float], place_y: Callable[[float], float], style: str
-) -> Markup:
-    return element(
-        "polyline", points=" ".join(f"{_n(place_x(x))},{_n(place_y(y))}" for x, y in points), class_=style
-    )
+def _polylines(
+    points: Sequence[Point],
+    parts: Sequence[Part],
+    place_x: Callable[[float], float],
+    place_y: Callable[[float], float],
+    style: str,
+) -> list[Markup]:
+    """Draw a line, broken where one part ends and the next begins."""
+    lines = []
+    start = -math.inf
+    for end in [*[part.end for part in parts[:-1]], math.inf]:
+        inside = [(x, y) for x, y in points if start < x <= end]
+        if inside:
+            path = " ".join(f"{_n(place_x(x))},{_n(place_y(y))}" for x, y in inside)
+            lines.append(element("polyline", points=path, class_=style))
+        start = end
+    return lines
 
 
 def _spread(

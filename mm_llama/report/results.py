@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mm_llama.report.charts import Point, Series, dot_row, key_shape, line_figure, smooth, thin
+from mm_llama.report.charts import Part, Point, Series, dot_row, key_shape, line_figure, smooth, thin
 from mm_llama.report.inputs import Inputs, Stage
 from mm_llama.report.markup import Markup, element
 from mm_llama.report.pictures import type_name, type_order
@@ -124,57 +124,88 @@ def _rest(more: Sequence[Markup]) -> list[Markup]:
 
 
 def curves(inputs: Inputs) -> Iterator[Markup]:
-    """Yield a loss chart per stage, and an accuracy chart where the metrics hold one."""
-    figures: list[Markup] = []
-    for stage in inputs.stages:
-        figures += _stage_curves(stage, inputs, named=len(inputs.stages) > 1)
+    """Yield a chart of the loss and one of right answers, the stages one after another on one axis of steps."""
     yield element(
         "p",
         "Held-out values come from training pictures that were set aside beforehand, never from the test "
         "questions.",
         class_="intro",
     )
+    parts = _parts(inputs.stages)
+    figures: list[Markup] = []
+    loss, held_loss = joined(inputs.stages, "loss"), joined(inputs.stages, "eval.loss")
+    if loss or held_loss:
+        figures.append(
+            line_figure(
+                title="Loss at the answer tokens",
+                caption="Nats a token, smoothed; the raw values lie behind the line.",
+                series=[
+                    *_smoothed("training", loss, "base" if held_loss else "ours", parts),
+                    *_held_out(held_loss),
+                ],
+                x_name="step",
+                y_format=lambda value: f"{value:.3g}",
+                parts=parts,
+            )
+        )
+    tokens, answers = joined(inputs.stages, "accuracy"), joined(inputs.stages, "eval.answers")
+    held_tokens = joined(inputs.stages, "eval.accuracy")
+    if tokens or answers or held_tokens:
+        what = "Training: answer tokens of each batch, given the true ones before them. "
+        if answers:
+            what += "Held out: whole answers about training pictures that were set aside."
+        figures.append(
+            line_figure(
+                title="Answered right",
+                caption=what,
+                series=[
+                    *_smoothed("training", tokens, "base" if answers or held_tokens else "ours", parts),
+                    *_held_out(answers or held_tokens),
+                ],
+                x_name="step",
+                y_format=lambda value: f"{100 * value:.0f} %",
+                y_range=(0.0, 1.0),
+                parts=parts,
+            )
+        )
     if not figures:
         yield element("p", "The metrics hold no loss, so there is nothing to draw.", class_="missing")
         return
     yield element("div", *figures, class_="charts")
 
 
-def _stage_curves(stage: Stage, inputs: Inputs, *, named: bool) -> Iterator[Markup]:
-    prefix = f"{stage.name}: " if named else ""
-    loss, held_loss = points(stage.metrics, "loss"), points(stage.metrics, "eval.loss")
-    if loss or held_loss:
-        yield line_figure(
-            title=f"{prefix}Loss at the answer tokens",
-            caption="Nats a token, smoothed; the raw values lie behind the line.",
-            series=[*_smoothed("training", loss, "base" if held_loss else "ours"), *_held_out(held_loss)],
-            x_name="step",
-            y_format=lambda value: f"{value:.3g}",
-        )
-    tokens, answers = points(stage.metrics, "accuracy"), points(stage.metrics, "eval.answers")
-    held_tokens = points(stage.metrics, "eval.accuracy")
-    if tokens or answers or held_tokens:
-        what = "Training: answer tokens of each batch, given the true ones before them. "
-        if answers:
-            what += "Held out: whole answers about training pictures that were set aside."
-        yield line_figure(
-            title=f"{prefix}Answered right",
-            caption=what,
-            series=[
-                *_smoothed("training", tokens, "base" if answers or held_tokens else "ours"),
-                *_held_out(answers or held_tokens),
-            ],
-            x_name="step",
-            y_format=lambda value: f"{100 * value:.0f} %",
-            y_range=(0.0, 1.0),
-        )
+def joined(stages: Sequence[Stage], key: str) -> list[Point]:
+    """Return (step, value) over all stages; each stage's steps follow those of the one before it."""
+    ends = [0.0, *(part.end for part in _parts(stages))]
+    return [
+        (start + step, value)
+        for start, stage in zip(ends, stages, strict=False)
+        for step, value in points(stage.metrics, key)
+    ]
 
 
-def _smoothed(name: str, values: Sequence[Point], style: str) -> list[Series]:
+def _parts(stages: Sequence[Stage]) -> list[Part]:
+    """The stages as stretches of the axis of steps."""
+    parts: list[Part] = []
+    for stage in stages:
+        before = parts[-1].end if parts else 0.0
+        parts.append(
+            Part(stage.name, before + max((step for step, _ in points(stage.metrics, "loss")), default=0.0))
+        )
+    return parts
+
+
+def _smoothed(name: str, values: Sequence[Point], style: str, parts: Sequence[Part]) -> list[Series]:
     if not values:
         return []
-    line = thin(smooth(values, half_life=max(1.0, len(values) / 60)), 200)
-    return [Series(name, line, style, faint=thin(values, 400))]
+    line: list[Point] = []
+    start = -math.inf
+    for end in [part.end for part in parts] or [math.inf]:
+        stage = [(step, value) for step, value in values if start < step <= end]
+        # An average that ran on from one stage into the next would show a change of data as slow learning.
+        line += smooth(stage, half_life=max(1.0, len(values) / 60))
+        start = end
+    return [Series(name, thin(line, 240), style, faint=thin(values, 400))]
 
 
 def _held_out(values: Sequence[Point]) -> list[Series]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_llama.report.charts import Level, Series, dot_row, line_chart, smooth, thin, ticks
+from mm_llama.report.charts import Level, Part, Series, dot_row, line_chart, smooth, thin, ticks
 from mm_llama.report.markup import Markup, element
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
@@ -77,6 +77,19 @@ def test_a_chart_is_well_formed_and_stays_inside_its_frame() -> None:
     gaps = [b - a for a, b in zip(sorted(label_rows), sorted(label_rows)[1:], strict=False)]
     assert min(gaps) >= 14.9, "names must not lie on each other"
     assert "held <out>: from 2.0 at step 0 to 0.0 at 49" in root.attrib["aria-label"]
+
+
+def test_lines_break_where_one_stage_ends() -> None:
+    points = [(float(i), float(i % 10)) for i in range(1, 31)]
+    parts = [Part("first", 10.0), Part("second", 30.0)]
+    chart = line_chart(title="t", series=[Series("a", points)], x_name="step", y_format=str, parts=parts)
+    root = ElementTree.fromstring(chart)
+    lengths = [len(node.attrib["points"].split()) for node in root if node.tag == "polyline"]
+    assert lengths == [10, 20]
+    assert {"first", "second"} <= {node.text for node in root}
+    (edge,) = [node for node in root if node.attrib.get("class") == "part"]
+    ends = [node.attrib["points"].split()[-1].split(",")[0] for node in root if node.tag == "polyline"]
+    assert edge.attrib["x1"] == ends[0]
 
 
 def test_a_chart_without_points_is_refused() -> None:

@@ -144,6 +144,7 @@ def run_dir(tmp_path: Path) -> Path:
             {"name": "training", "seconds": 240.0, "detail": "400 steps"},
             {"name": "proof", "seconds": 60},
         ],
+        "training_seconds": 240.0,
         "machine": {"cores": 2},
         "versions": {"torch": "2.14.1"},
         "config": {"stage": {"num_steps": 400}},
@@ -338,6 +339,22 @@ def test_a_frozen_group_that_changed_is_shown_as_such(run_dir: Path, build: Call
     path.write_text(json.dumps(summary))
     text = build().text("freeze")
     assert "✕ CHANGED" in text and "✕ did not change" in text
+
+
+def test_stages_follow_each_other_on_one_axis(run_dir: Path, build: Callable[[], Page]) -> None:
+    (run_dir / "second").mkdir()
+    for name in ("summary.json", "metrics.jsonl"):
+        (run_dir / "second" / name).write_text((run_dir / "image" / name).read_text())
+    demo = json.loads((run_dir / "demo.json").read_text())
+    del demo["training_seconds"]
+    demo["stages"].append({"name": "more", "dir": "second"})
+    (run_dir / "demo.json").write_text(json.dumps(demo))
+    page = build()
+    labels = [value for tag, key, value in page.attributes if tag == "svg" and key == "aria-label"]
+    assert any("at step 1 to" in label and "at 80" in label for label in labels)
+    assert "image_sft more" in page.text("curves")
+    assert "8.0 minutes" in page.text("figures")
+    assert "Stage image_sft" in page.text("freeze") and "Stage more" in page.text("freeze")
 
 
 def test_a_cut_off_last_line_is_left_out_and_said(run_dir: Path, build: Callable[[], Page]) -> None:
