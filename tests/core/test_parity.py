@@ -103,7 +103,7 @@ def meta_reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
         with torch.no_grad():
             for weight in model.parameters():
                 noise = torch.randn(weight.shape, generator=generator)
-                weight.copy_(1 + 0.3 * noise if weight.ndim == 1 else 0.1 * noise)
+                weight.copy_(1 + 0.3 * noise if weight.ndim == 1 else 0.07 * noise)
         return model
 
     yield make

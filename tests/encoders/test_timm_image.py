@@ -133,6 +133,17 @@ def test_space_to_depth_keeps_every_value_and_average_is_its_mean():
     assert torch.equal(cells.flatten().sort().values, map_MEhw.flatten().sort().values)
 
 
+def test_balance_gives_each_map_unit_scale_over_its_picture_and_changes_nothing_else():
+    plain, balanced = (spread(make(CNN, layers=[2, 4], balance=balance)) for balance in (False, True))
+    with torch.no_grad():
+        features, unit = plain(pixels(plain)), balanced(pixels(balanced))
+    for channels in (slice(0, 48), slice(48, 144)):
+        before, after = features[..., channels], unit[..., channels]
+        scale = before.square().mean((1, 2), keepdim=True).sqrt()
+        assert (scale - 1).abs().min() > 0.01
+        torch.testing.assert_close(after, before / scale)
+
+
 @pytest.mark.parametrize("name", [VIT, CNN])
 def test_batched_equals_single(name):
     encoder = spread(make(name, layers=[1, 3], final=True))
@@ -199,6 +210,7 @@ def test_identity_follows_every_setting_that_changes_features():
         {"resize_mode": "pad", "pad_value": (0, 0, 0)},
         {"resize_mode": "crop"},
         {"resize_mode": "crop", "crop_fraction": 1.0},
+        {"balance": True},
     ]
     identities = [make(**{"layers": [1], **setting}).identity for setting in settings]
     assert len(set(identities)) == len(settings)

@@ -1,8 +1,9 @@
-"""A tiny random core with the real image adapter, and endless seeded batches: exact, seconds, nothing faked."""
+"""A tiny random core with the real image adapter, and endless seeded batches: exact, seconds, nothing fake."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,9 +45,13 @@ class PatchEncoder(nn.Module):
 
 
 def make_model(
-    seed: int = 0, gate: float = 0.7, dtype: torch.dtype = torch.float32, **adapter: Any
+    seed: int = 0,
+    gate: float = 0.7,
+    dtype: torch.dtype = torch.float32,
+    vocab_size: int = CONFIG.vocab_size,
+    **adapter: Any,
 ) -> MultimodalLlama:
-    core = Llama(CONFIG)
+    core = Llama(replace(CONFIG, vocab_size=vocab_size))
     core.init_weights(seed)
     core.digest = digest_tensors(core.state_dict())
     image = ImageAdapter(**(ADAPTER | {"ffn_dim": 40, "every": 2, "gate_init": gate, "seed": seed} | adapter))
@@ -103,7 +108,7 @@ class SeededLoader:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., MultimodalLlama]:
-    """`tiny_model(seed, gate, dtype, **adapter arguments)`."""
+    """`tiny_model(seed, gate, dtype, vocab_size, **adapter arguments)`."""
     return make_model
 
 

@@ -49,6 +49,7 @@ def test_chunked_loss_and_gradients_equal_the_whole(tiny_model, targets_a_chunk,
     generator = torch.Generator().manual_seed(5)
     states = torch.randn(10, 32, generator=generator)
     labels = torch.randint(0, 67, (10,), generator=generator)
+    labels[[0, 4, 5, 9]] = core.logits(states).argmax(-1)[[0, 4, 5, 9]]
 
     def run(logits_bytes):
         leaf = states.clone().requires_grad_()
@@ -62,7 +63,7 @@ def test_chunked_loss_and_gradients_equal_the_whole(tiny_model, targets_a_chunk,
     monkeypatch.setattr(core, "logits", lambda hidden: seen.append(len(hidden)) or project(hidden))
     parts = run(targets_a_chunk * 4 * 67)
     assert max(seen) == min(targets_a_chunk, 10)
-    assert parts[1] == whole[1]
+    assert parts[1] == whole[1] >= 4
     torch.testing.assert_close(parts[0], whole[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(parts[2], whole[2], rtol=1e-6, atol=1e-9)
 
