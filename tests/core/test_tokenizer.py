@@ -99,6 +99,8 @@ def test_special_tokens_have_the_published_ids(load: Callable[[str], Tokenizer])
         128_255: "<|reserved_special_token_245|>",
     }
     assert {id: name for name, id in llama3.specials.items() if id in names} == names
+    for form in ("tiktoken", "gguf"):
+        assert (load(form).bos_token, load(form).adds_bos) == ("<|begin_of_text|>", True)
     smollm2 = load("smollm2")
     assert smollm2.vocab_size == 49_152
     assert [smollm2.specials[f"<|{name}|>"] for name in ("endoftext", "im_start", "im_end")] == [0, 1, 2]
@@ -368,6 +370,14 @@ def test_a_damaged_gguf_header_is_an_error_wherever_it_is_cut(tmp_path: Path) ->
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="not a readable GGUF file"):
             read_metadata(path)
+    last = struct.pack("<Q", 1) + b"k" + struct.pack("<IQ", 8, 9)  # one field, a string of nine bytes
+    for text, whole_text in ((b"123456789", True), (b"12345678", False)):
+        path.write_bytes(whole[:16] + struct.pack("<Q", 1) + last + text)
+        if whole_text:
+            assert read_metadata(path) == {"k": "123456789"}
+        else:
+            with pytest.raises(ValueError, match="string of 9 bytes runs past the end"):
+                read_metadata(path)
     path.write_bytes(whole[:16] + b"\xff" * 8 + whole[24:])
     with pytest.raises(ValueError, match="not a readable GGUF file"):
         read_metadata(path)
