@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Pictures that the adapter was not made for: a shapes-and-colours adapter answers them as best it can, shown unedited.
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
+PHOTOS = ("astronaut", "coffee", "chelsea")
 STAGES = {"shapes": "demo_image_shapes", "present": "demo_image_present", "image": "demo_image"}
 PHOTO_QUESTIONS = ("what color is the shape?", "is there a circle?")
 
