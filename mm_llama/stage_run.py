@@ -169,7 +169,7 @@ class MediaReader:
 
 
 def _pixels(encoder: Any, ref: MediaRef) -> Tensor:
-    return encoder.preprocess(open_image(ref.source))  # type: ignore[no-any-return]
+    return encoder.preprocess(open_image(ref.source))
 
 
 def _say(kind: str) -> Callable[[int, int], None]:

@@ -222,16 +222,20 @@ def _source(args: argparse.Namespace, split: str) -> Source:
     from mm_llama.data import recipes
     from mm_llama.data.sources import JsonlChat
 
-    named = {"easy_vqa": ("easy_vqa", recipes.easy_vqa), "tuxpaint": ("tuxpaint_stamps", recipes.tuxpaint)}
+    named: dict[str, tuple[str, Any]] = {
+        "easy_vqa": ("easy_vqa", recipes.easy_vqa),
+        "tuxpaint": ("tuxpaint_stamps", recipes.tuxpaint),
+    }
     if args.data not in named:
         return JsonlChat(args.data)
     from mm_llama.assets import asset
     from mm_llama.paths import cache_dir
 
     package, recipe = named[args.data]
-    return recipe(
+    source: Source = recipe(
         asset(package), cache_dir() / "data" / args.data, split, **_trained_with(args.adapter, args.data)
     )
+    return source
 
 
 def _trained_with(adapters: list[Path], recipe: str) -> dict[str, Any]:

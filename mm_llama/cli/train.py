@@ -66,8 +66,8 @@ def main(argv: list[str]) -> int:
     finally:
         sys.argv = before
     if errors and codes:
-        for error in errors:
-            print(f"error: {error}", file=sys.stderr)
+        for failed in errors:
+            print(f"error: {failed}", file=sys.stderr)
         return 1
     if errors:
         raise errors[0]
