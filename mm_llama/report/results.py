@@ -219,12 +219,11 @@ def types(inputs: Inputs) -> Iterator[Markup]:
     num = int((score(inputs.vqa, "model") or {}).get("total", 0))
     yield element(
         "p",
-        f"Every one of {num:,} test questions, answered by generating text until the model ends its turn; "
-        "the whole answer must "
-        "equal the truth. The columns on the right say how far one gets without looking: with the commonest "
-        "training answer to "
-        "the same question or to its type, and with this adapter when it is shown nothing, or the picture of "
-        "another question.",
+        f"{num:,} test questions, each answered by generating text until the model ends its turn; the whole "
+        "answer must equal the truth. The columns on the right say how far one gets without looking: with the "
+        "commonest training answer to the same question or to its type, with no picture (then no part of the "
+        "adapter runs, and the plain text model answers in its own words), and with the picture of another "
+        "question.",
         class_="intro",
     )
     groups = [
@@ -316,11 +315,10 @@ def _comparisons(vqa: Mapping[str, Any]) -> Iterator[Markup]:
             element(
                 "li",
                 element("strong", f"{names[key]}: "),
-                f"{100 * found['difference']:+.1f} points for the adapter (95 % interval "
-                f"{100 * found['low_95']:+.1f} to "
-                f"{100 * found['high_95']:+.1f}, whole pictures resampled). Right where the other was wrong "
-                f"{found['only_ours_right']:,} times, wrong where the other was right "
-                f"{found['only_theirs_right']:,} times; "
+                f"{_points(found['difference'])} points for the adapter (95 % interval {_points(found['low_95'])} "
+                f"to {_points(found['high_95'])}, whole pictures resampled). Right where the other was wrong "
+                f"{_times(found['only_ours_right'])}, wrong where the other was right "
+                f"{_times(found['only_theirs_right'])}; "
                 f"McNemar’s exact test p {_p_value(found['mcnemar_p'])}.",
             )
         )
@@ -376,6 +374,15 @@ def _big_duration(seconds: float) -> list[Any]:
 
 def _cell(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _points(difference: float) -> str:
+    """A difference of shares in percentage points, with a sign that is no hyphen."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _times(count: int) -> str:
+    return f"{count:,} time{'' if count == 1 else 's'}"
 
 
 def _p_value(value: float) -> str:

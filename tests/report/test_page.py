@@ -196,6 +196,9 @@ def test_every_section_is_there_in_order_with_its_figures(build: Callable[[], Pa
     assert "4,321 logits" in page.text("figures")
     assert "Which colour 6 66.7 ± 37.7" in page.text("types")
     assert "All questions 12 66.7 ± 26.7 41.7 33.3 25.0 16.7" in page.text("types")
+    # Right and wrong are exchanged on the other side: 8 against 4.
+    assert "No picture: +33.3 points for the adapter (95 % interval \N{MINUS SIGN}" in page.text("types")
+    assert "8 times, wrong where the other was right 4 times" in page.text("types")
     assert "what? a circle" in page.text("photos")
     assert "core 1,234,567 frozen 0123abcd…0123abcd" in page.text("freeze")
     assert "✓ unchanged" in page.text("freeze") and "✓ changed, as meant" in page.text("freeze")
