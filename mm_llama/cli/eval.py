@@ -212,8 +212,7 @@ def _needs_adapter(args: argparse.Namespace) -> None:
     if not args.adapter:
         raise ValueError(
             f"eval {args.task} needs an adapter that sees pictures: --adapter RUN, for example "
-            "runs/demo/image "
-            "after `make demo`"
+            "runs/demo/image after `make demo`"
         )
 
 

@@ -141,8 +141,7 @@ def draw_wrong(captions: Sequence[Caption], *, num_wrong: int = 4, seed: int = 0
         if len(others) < num_wrong:
             raise ValueError(
                 f"{caption.sample.source}: only {len(others)} pictures of other captions for {num_wrong} "
-                "wrong ones; "
-                "give more rows, or ask for fewer wrong pictures"
+                "wrong ones; give more rows, or ask for fewer wrong pictures"
             )
         drawn.append(generator.sample(others, num_wrong))
     return drawn

@@ -29,10 +29,8 @@ TEXTS = (
     "Water boils at a lower temperature on a mountain because the air pressure there is",
     "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return",
     "Once upon a time there was a lighthouse keeper who counted the ships that passed. Every evening he "
-    "wrote "
-    "their number into a book, and every morning he read it aloud to the gulls, who did not care. One winter "
-    "no "
-    "ship came for forty days, and on the forty-first",
+    "wrote their number into a book, and every morning he read it aloud to the gulls, who did not care. One "
+    "winter no ship came for forty days, and on the forty-first",
 )
 
 

@@ -15,9 +15,8 @@ def freeze(inputs: Inputs) -> Iterator[Markup]:
     """Yield, per stage, every tensor group with its digest before and after, and what was to happen to it."""
     yield element(
         "p",
-        "Digests (SHA-256) of every group of tensors before and after training. A frozen group must keep its "
-        "digest, a "
-        "trained one must lose it; a stage that breaks this fails and saves nothing.",
+        "Digests (SHA-256) of every group of tensors before and after training. A frozen group must keep "
+        "its digest, a trained one must lose it; a stage that breaks this fails and saves nothing.",
         class_="intro",
     )
     for stage in inputs.stages:
@@ -73,10 +72,8 @@ def proof(inputs: Inputs) -> Iterator[Markup]:
     yield element(
         "p",
         "The same text is given to the plain text model, loaded again from its file, and to the model with "
-        "the adapter "
-        "attached. Every logit is compared as stored, without any tolerance. In mixed batches, text rows "
-        "stand beside rows "
-        "with pictures.",
+        "the adapter attached. Every logit is compared as stored, without any tolerance. In mixed batches, "
+        "text rows stand beside rows with pictures.",
         class_="intro",
     )
     rows = []
@@ -284,8 +281,7 @@ def _limits(inputs: Inputs) -> Sequence[str]:
     if inputs.vqa:
         limits.append(
             "The intervals say how far the score could move with other test questions. They say nothing "
-            "about other training "
-            "seeds: this is one run."
+            "about other training seeds: this is one run."
         )
     if inputs.answers:
         limits.append(
@@ -295,8 +291,8 @@ def _limits(inputs: Inputs) -> Sequence[str]:
     if inputs.proof:
         limits.append(
             "Text is compared at equal batch shapes. A plain model’s own logits may differ in the last bits "
-            "between batch "
-            "shapes on some processors; that is a property of matrix products and not of the adapter."
+            "between batch shapes on some processors; that is a property of matrix products and not of the "
+            "adapter."
         )
     return limits
 

@@ -59,8 +59,7 @@ def held_out_pictures(inputs: Inputs, *, seed: int = 0) -> Iterator[Markup]:
     yield element(
         "p",
         f"{len(drawn)} of {len(inputs.answers):,} questions, drawn at random (seed {seed}) from each type: "
-        f"{right} of the "
-        f"{num_right:,} answered right and {wrong} of the {num_wrong:,} answered wrong",
+        f"{right} of the {num_right:,} answered right and {wrong} of the {num_wrong:,} answered wrong",
         " – so wrong answers are shown more often than they occur."
         if _overshown(right, wrong, num_right, num_wrong)
         else ".",
@@ -99,8 +98,7 @@ def photos_for_show(inputs: Inputs) -> Iterator[Markup]:
     yield element(
         "p",
         "Real photographs, for show and not for measure: the adapter was trained on something else, and its "
-        "answers "
-        "are printed as they came.",
+        "answers are printed as they came.",
         class_="intro",
     )
     figures = []

@@ -69,8 +69,8 @@ def _accuracy(inputs: Inputs) -> Markup:
         )
         rows.append(element("span", percent(side["accuracy"]), class_="num"))
     about = (
-        f"{ours['total']:,} questions about pictures never trained on; "
-        f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        f"{ours['total']:,} questions about pictures never trained on; 95 % interval {100 * low:.1f} to "
+        f"{100 * high:.1f} %"
     )
     return _figure(
         "Held-out questions answered right",
@@ -315,11 +315,11 @@ def _comparisons(vqa: Mapping[str, Any]) -> Iterator[Markup]:
             element(
                 "li",
                 element("strong", f"{names[key]}: "),
-                f"{_points(found['difference'])} points for the adapter (95 % interval {_points(found['low_95'])} "
-                f"to {_points(found['high_95'])}, whole pictures resampled). Right where the other was wrong "
-                f"{_times(found['only_ours_right'])}, wrong where the other was right "
-                f"{_times(found['only_theirs_right'])}; "
-                f"McNemar’s exact test p {_p_value(found['mcnemar_p'])}.",
+                f"{_points(found['difference'])} points for the adapter (95 % interval "
+                f"{_points(found['low_95'])} to {_points(found['high_95'])}, whole pictures resampled). "
+                f"Right where the other was wrong {_times(found['only_ours_right'])}, wrong where the other "
+                f"was right {_times(found['only_theirs_right'])}; McNemar’s exact test p "
+                f"{_p_value(found['mcnemar_p'])}.",
             )
         )
     if items:
