@@ -127,7 +127,6 @@ def freeze(model: nn.Module, train: Sequence[str]) -> FreezeTable:
 
 def set_train_mode(model: nn.Module, table: FreezeTable) -> None:
     """Put the modules that train in `train()`, all others in `eval()`; call it instead of `model.train()`."""
-    model.eval()
     for name, module in model.named_modules():
         owned = [f"{name}.{own}" if name else own for own, _ in module.named_parameters(recurse=False)]
         module.training = under(name, table.train) or any(under(own, table.train) for own in owned)

@@ -478,3 +478,9 @@ def test_the_real_loader_goes_on_exactly_where_the_checkpoint_stood(run, tiny_mo
     assert [exact_record(record) for record in parts] == [exact_record(record) for record in whole]
     assert whole[-1]["epoch"] > 0
     assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_change_is_judged_from_where_the_run_began(run, tiny_model):
+    began = run(stop_after=2).table.rows[-1]
+    continued = run(model=tiny_model(gate=0.3)).table.rows[-1]
+    assert continued.trained and continued.before == began.before != continued.after
