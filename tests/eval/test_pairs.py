@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,22 @@ def test_wrong_pictures_have_another_caption_and_are_drawn_by_the_seed(captions:
         assert all(captions[other].text.casefold() != caption.text.casefold() for other in others)
     assert drawn == draw_wrong(captions, num_wrong=3, seed=4)
     assert any(drawn != draw_wrong(captions, num_wrong=3, seed=seed) for seed in range(5, 9))
+
+
+def test_equal_captions_groups_and_pictures_are_each_enough_to_be_no_wrong_picture(
+    captions: list[Caption],
+) -> None:
+    """Captions 0 and 1 differ in case only; with groups of their own the caption alone must keep them apart."""
+    apart = [replace(caption, group=str(number)) for number, caption in enumerate(captions)]
+    assert draw_wrong([apart[0], *apart[2:]], num_wrong=3)[0] != []
+    with pytest.raises(ValueError, match="only 3 pictures of other captions for 4"):
+        draw_wrong(apart, num_wrong=4)
+    grouped = [*apart[1:4], replace(apart[4], group="1")]
+    with pytest.raises(ValueError, match="only 2 pictures of other captions for 3"):
+        draw_wrong(grouped, num_wrong=3)
+    twin = replace(apart[2].sample, media=[replace(apart[2].picture, key=apart[1].picture.key)])
+    with pytest.raises(ValueError, match="only 2 pictures of other captions for 3"):
+        draw_wrong([apart[1], replace(apart[2], sample=twin), *apart[3:]], num_wrong=3)
 
 
 def test_too_few_other_pictures_are_named(captions: list[Caption]) -> None:
