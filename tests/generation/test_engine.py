@@ -366,21 +366,17 @@ def test_one_prompt_in_place_of_a_list_is_refused(core: Llama) -> None:
 
 @pytest.mark.slow
 def test_the_compiled_step_gives_the_same_tokens(model: MultimodalLlama, prompts: dict[str, Prompt]) -> None:
-    for rows in (
-        [prompts["text only"]],
-        [prompts["two turns"], prompts["image first"], prompts["text only"]],
-    ):
-        plain = generate(model, rows, max_new_tokens=NEW)
-        stop = {plain[0].tokens[5]}
-        for stops in ((), stop):
-            whole = [found.tokens for found in generate(model, rows, max_new_tokens=NEW, stop=stops)]
-            quick = generate(model, rows, max_new_tokens=NEW, stop=stops, compile=True)
-            assert [found.tokens for found in quick] == whole
+    rows = [prompts["two turns"], prompts["image first"], prompts["text only"]]
+    whole = generate(model, rows, max_new_tokens=NEW)
+    for stops in ((), {whole[0].tokens[5]}):
+        plain = generate(model, rows, max_new_tokens=NEW, stop=stops)
+        quick = generate(model, rows, max_new_tokens=NEW, stop=stops, compile=True)
+        assert [found.tokens for found in quick] == [found.tokens for found in plain]
 
 
 def test_a_cache_of_fixed_shape_gives_the_same_logits(core: Llama) -> None:
     tokens = torch.randint(0, 265, (2, 20), generator=torch.Generator().manual_seed(0))
-    caches = [KVCache(core.config, 2, 40), FixedShapeCache(core.config, 2, 40)]
+    caches = [KVCache(core.config, 2, 20), FixedShapeCache(core.config, 2, 20)]  # filled to the last slot
     with torch.inference_mode():
         for start, end in ((0, 9), *((place, place + 1) for place in range(9, 20))):
             positions = torch.arange(start, end).expand(2, -1)
