@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,11 @@ def test_gguf_is_converted_once(
     assert (folder / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
     assert same(first.state_dict(), second.state_dict())
     assert first.digest == second.digest
+    code = (
+        "import sys\nfrom mm_llama.core.weights import load_core\n"
+        f"load_core({str(tmp_path / 'renamed.gguf')!r})\nassert 'gguf' not in sys.modules, 'the file was parsed again'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_vocabulary_of_unknown_kind_matters_only_where_it_is_needed(
