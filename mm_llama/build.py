@@ -186,7 +186,10 @@ def _tokenizer(cfg: Mapping[str, Any], config: LlamaConfig) -> Tokenizer:
 def build_modalities(
     cfg: Mapping[str, Any], core: LlamaConfig, device: str = "cpu"
 ) -> dict[str, CrossAttended]:
-    """Build every modality that the config holds; an empty one (`none`) is left out."""
+    """Build every modality that the config holds; an empty one (`none`) is left out.
+
+    One with `reads` uses the encoder of the modality it names, which must be there too.
+    """
     modalities = {}
     for name, parts in cfg.items():
         if not parts:
@@ -194,9 +197,15 @@ def build_modalities(
         width = parts["adapter"].get("dim", core.dim)
         if width != core.dim:
             raise ValueError(f"modality.{name}.adapter.dim is {width}, but the core is {core.dim} wide")
-        encoder: nn.Module = build(parts["encoder"])
+        reads = parts.get("reads") or ""
+        if reads and not cfg.get(reads):
+            raise ValueError(
+                f"modality/{name} reads the {reads} encoder, but there is none: choose modality/{reads}=NAME as well"
+            )
+        encoder: nn.Module | None = None if reads else build(parts["encoder"])
         adapter: nn.Module = build(parts["adapter"])
-        modalities[name] = CrossAttended(encoder, adapter).to(device)
+        modality = CrossAttended(encoder, adapter, reads=reads, num_frames=parts.get("num_frames") or 0)
+        modalities[name] = modality.to(device)
     return modalities
 
 
@@ -223,33 +232,63 @@ def load_model(
 
     A run's own config is read as data: what it may build is limited to this package's encoders and adapters.
     """
-    from mm_llama.stages.checkpoint import load_adapter, read_run_config
+    from mm_llama.stages.checkpoint import load_adapter
 
     loaded = _core_by_name(core, dtype, device)
     assert loaded.tokenizer is not None
-    modalities: dict[str, CrossAttended] = {}
-    for run in adapters:
-        parts = {name: part for name, part in read_run_config(run)["modality"].items() if part}
-        for name, part in parts.items():
-            if name in modalities:
-                raise ValueError(f"{run} brings a second {name} adapter; attach one adapter of a kind")
-            for piece in ("encoder", "adapter"):
-                target = str(part[piece].get("_target_"))
-                if not target.startswith(("encoders.", "adapters.")):
-                    raise ValueError(
-                        f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build"
-                    )
-        modalities.update(build_modalities(parts, loaded.core.config, device))
-    model = MultimodalLlama(loaded.core, modalities)
+    runs, parts = _modalities_of_runs(adapters)
+    model = MultimodalLlama(loaded.core, build_modalities(parts, loaded.core.config, device))
     model.requires_grad_(False).eval()
-    for run in adapters:
+    for run in runs:
         load_adapter(model, run)
     # Inference computes in one dtype; float32 masters are only needed where something trains.
     for modality in model.modality.values():
-        modality.adapter.to(dtype)
-        if dtype != torch.float32:
-            modality.encoder.to(dtype)
+        modality.to(dtype)
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
+
+
+def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dict[str, Any]]:
+    """Return the runs to load, in order, and the config of every modality that they bring.
+
+    A run brings what it trained. What it was trained beside (the image adapter of a video run) comes from another
+    run that is given, else from the run that it named as its start.
+    """
+    from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
+
+    parts: dict[str, Any] = {}
+    runs: list[Path] = []
+    beside: dict[str, tuple[Path, Path]] = {}  # modality -> its run, the run that names it
+    for run in map(Path, adapters):
+        config = read_run_config(run)
+        trained = {prefix.split(".")[1] for prefix in read_state(find_checkpoint(run))["train"]}
+        for name, part in config["modality"].items():
+            if part and name in trained:
+                if name in parts:
+                    raise ValueError(f"{run} brings a second {name} adapter; attach one adapter of a kind")
+                parts[name] = _checked_parts(run, name, part)
+        for name, start in (config["stage"].get("init") or {}).items():
+            if start and name.split(".")[0] not in trained:
+                beside[name.split(".")[0]] = (Path(start), run)
+        runs.append(run)
+    for name, (start, run) in beside.items():
+        if name in parts:
+            continue
+        if not start.is_dir():
+            raise ValueError(
+                f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
+            )
+        parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
+        runs.insert(0, start)
+    # Those that read another's encoder stand behind it, whatever the order in which they were given.
+    return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
+
+
+def _checked_parts(run: Path, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:
+    for piece in ("encoder", "adapter"):
+        target = str(part[piece].get("_target_")) if piece in part else ""
+        if target and not target.startswith(("encoders.", "adapters.")):
+            raise ValueError(f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build")
+    return part
 
 
 def _core_by_name(core: str, dtype: torch.dtype, device: str) -> LoadedCore:

@@ -4,8 +4,10 @@ Which positions see what follows from message structure alone (the released rule
 position p opens [p, next placeholder of the row), consecutive placeholders share the later end, the last ones
 reach the end of their document. Token ids are never searched.
 
-Shapes: B batch, S positions, T gathered positions, G groups, L positions of a group, M media items, N media
-tokens, D core width, K KV heads, d head width.
+Media of a kind see no other kind: a clip's span goes on through a picture, and each kind has blocks of its own.
+
+Shapes: B batch, S positions, T gathered positions, G groups, L positions of a group, M media items, m items of a
+group, F frames, N media tokens, E encoder width, D core width, K KV heads, d head width.
 """
 
 from __future__ import annotations
@@ -22,9 +24,16 @@ from mm_llama.batch import Media
 END = 2**62  # an open end: to wherever the row grows
 
 
+# A clip's frames go through the encoder this many at a time: its peak memory does not grow with the clip.
+FRAMES_AT_ONCE = 32
+
+
 @dataclass(frozen=True)
 class Span:
-    """Slots [start, end) of a row, and the media that they see."""
+    """Slots [start, end) of a row, and the media that they see: slot s sees the first s - start + 1 of `items`.
+
+    So of consecutive placeholders each sees those up to itself, and what follows sees them all.
+    """
 
     row: int
     start: int
@@ -51,11 +60,7 @@ def visible_spans(media: Media, documents_BS: Tensor | None = None) -> list[Span
             end = following[0] if following else END
             if documents is not None:
                 end = min(end, _document_end(documents, first))
-            # Of consecutive placeholders, each sees those up to itself; what follows sees them all.
-            items = tuple(item for _, item in run)
-            for number, (position, _) in enumerate(run[:-1], start=1):
-                spans.append(Span(row, position, position + 1, items[:number]))
-            spans.append(Span(row, run[-1][0], end, items))
+            spans.append(Span(row, run[0][0], end, tuple(item for _, item in run)))
     return spans
 
 
@@ -88,53 +93,57 @@ def _document_end(documents: list[int], start: int) -> int:
 
 @dataclass
 class Plan:
-    """One forward pass's gathered positions: T of them, in G groups."""
+    """Gathered positions of one forward pass: T of them, in G groups that see equally many media."""
 
     index_T: Tensor  # int64 into the flattened [B * S] states
     ragged: (
         tuple[Tensor, Tensor] | None
     )  # int64[G, L] into T, int64[T] into G * L; None: equally long, in order
-    items_GM: Tensor  # int64, each group's media
-    present_GM: Tensor | None  # bool; None when all groups see equally many
+    items: tuple[tuple[int, ...], ...]  # each group's media, m of them
+    seen_GL: Tensor | None  # int64, how many of the m each query sees; None: all
 
 
-def plan(spans: list[Span], slots_BS: Tensor, lengths_B: Tensor | None) -> Plan | None:
-    """Find the positions of this pass that see media; None when there are none, and nothing is then called.
+def plan(spans: list[Span], slots_BS: Tensor, lengths_B: Tensor | None) -> list[Plan]:
+    """Find the positions of this pass that see media; empty when there are none, and nothing is then called.
 
     `slots_BS` int64 are the row slots being computed; positions at or past `lengths_B` are padding.
     """
     rows = slots_BS.cpu()
     limits = None if lengths_B is None else lengths_B.tolist()
     S = rows.shape[1]
-    groups: list[Tensor] = []
-    seen: list[tuple[int, ...]] = []
+    # Groups of unlike size apart: beside a long run of media a single one would be padded to as many.
+    found: dict[int, list[tuple[Tensor, Tensor, tuple[int, ...]]]] = defaultdict(list)
     for span in spans:
         end = span.end if limits is None else min(span.end, limits[span.row])
         columns = ((rows[span.row] >= span.start) & (rows[span.row] < end)).nonzero().flatten()
         if len(columns):
-            groups.append(columns + span.row * S)
-            seen.append(span.items)
-    if not groups:
-        return None
-    device = slots_BS.device
-    lengths = [len(group) for group in groups]
-    ragged = None
+            seen = (rows[span.row][columns] - span.start + 1).clamp(max=len(span.items))
+            items = span.items[: int(seen.max())]
+            found[len(items)].append((columns + span.row * S, seen, items))
+    return [_plan_of(found[width], slots_BS.device) for width in sorted(found)]
+
+
+def _plan_of(groups: list[tuple[Tensor, Tensor, tuple[int, ...]]], device: torch.device) -> Plan:
+    lengths = [len(index) for index, _, _ in groups]
+    longest, width = max(lengths), len(groups[0][2])
+    seen_T = torch.cat([seen for _, seen, _ in groups])
+    ragged, offset = None, 0
+    queries, back = [], []
+    for group, length in enumerate(lengths):
+        columns = torch.arange(longest)
+        # Padding queries repeat the group's first one; they are never read back.
+        queries.append(offset + torch.where(columns < length, columns, 0))
+        back.append(group * longest + torch.arange(length))
+        offset += length
+    index_GL = torch.stack(queries)
     if len(set(lengths)) > 1:
-        longest, offset = max(lengths), 0
-        queries, back = [], []
-        for group, length in enumerate(lengths):
-            columns = torch.arange(longest)
-            # Padding queries repeat the group's first one; they are never read back.
-            queries.append(offset + torch.where(columns < length, columns, 0))
-            back.append(group * longest + torch.arange(length))
-            offset += length
-        ragged = (torch.stack(queries).to(device), torch.cat(back).to(device))
-    widest = max(map(len, seen))
-    items = torch.tensor([[*ids, *[ids[0]] * (widest - len(ids))] for ids in seen])
-    present = None
-    if any(len(ids) < widest for ids in seen):
-        present = torch.tensor([[True] * len(ids) + [False] * (widest - len(ids)) for ids in seen]).to(device)
-    return Plan(torch.cat(groups).to(device), ragged, items.to(device), present)
+        ragged = (index_GL.to(device), torch.cat(back).to(device))
+    return Plan(
+        index_T=torch.cat([index for index, _, _ in groups]).to(device),
+        ragged=ragged,
+        items=tuple(items for _, _, items in groups),
+        seen_GL=None if bool((seen_T == width).all()) else seen_T[index_GL].to(device),
+    )
 
 
 @dataclass
@@ -146,6 +155,25 @@ class AttachedMedia:
     keys_values: dict[int, tuple[Tensor, Tensor]]  # layer -> float[M, K, N, d] twice
     num_tokens_M: Tensor | None  # int64; None when all items have equally many tokens
     placeholders: list[tuple[int, int]]  # (row, slot)
+    # What the last pass gathered, by layer: a decoding step sees what the one before it saw.
+    gathered: dict[int, tuple[tuple[tuple[int, ...], ...], Tensor, Tensor]] = field(default_factory=dict)
+
+    def gather(self, layer: int, items: tuple[tuple[int, ...], ...]) -> tuple[Tensor, Tensor]:
+        """Return each group's keys and values side by side, float[G, K, m * N, d] twice; copied only if need be."""
+        keys, values = self.keys_values[layer]
+        if items == tuple((item,) for item in range(len(keys))):
+            return keys, values
+        if len(items) == len(items[0]) == 1:
+            (item,) = items[0]
+            return keys[item : item + 1], values[item : item + 1]
+        known = self.gathered.get(layer)
+        if known is not None and known[0] == items:
+            return known[1], known[2]
+        index_GM = torch.tensor(items, device=keys.device)
+        keys_G, values_G = (part[index_GM].permute(0, 2, 1, 3, 4).flatten(2, 3) for part in (keys, values))
+        if not torch.is_grad_enabled():
+            self.gathered[layer] = (items, keys_G, values_G)
+        return keys_G, values_G
 
 
 @dataclass
@@ -156,42 +184,67 @@ class MediaState:
 
 
 class CrossAttended(nn.Module):
-    """An encoder and the adapter that brings its features in between the core's layers."""
+    """An encoder and the adapter that brings its features in between the core's layers.
 
-    def __init__(self, encoder: nn.Module, adapter: nn.Module) -> None:
+    With `reads` there is no encoder here: the features come from the encoder of the modality of that name, which
+    stays the one copy. With `num_frames` the media are clips, of that many pictures each when they are read.
+    """
+
+    def __init__(
+        self, encoder: nn.Module | None, adapter: nn.Module, *, reads: str = "", num_frames: int = 0
+    ) -> None:
         super().__init__()
+        if (encoder is None) != bool(reads):
+            raise ValueError("a modality has an encoder of its own or `reads` another one's, not both or none")
         # Both are duck-typed: any module with the methods that `conf/` pairs here.
         self.encoder: Any = encoder
         self.adapter: Any = adapter
+        self.reads = reads
+        self.num_frames = num_frames
 
-    def encode(self, media: Media, dtype: torch.dtype) -> list[Tensor]:
-        """Return features float[N, E] per item; pictures of equal size are encoded together."""
+    def features(self, stacked: Tensor, encoder: Any) -> Tensor:
+        """Encode equally shaped media: float[M, *picture] to [M, N, E], or clips [M, F, *picture] to [M, F, N, E]."""
+        if not self.num_frames:
+            return encoder(stacked)  # type: ignore[no-any-return]
+        frames = stacked.flatten(0, 1)
+        parts = [encoder(part) for part in frames.split(FRAMES_AT_ONCE)]
+        return torch.cat(parts).unflatten(0, stacked.shape[:2])
+
+    def encode(self, media: Media, dtype: torch.dtype, encoder: Any = None) -> list[Tensor]:
+        """Return features per item, float[N, E] of a picture, float[F, N, E] of a clip; equal shapes go together.
+
+        `encoder` defaults to this modality's own.
+        """
         if media.encoded:
             return [item.to(dtype) for item in media.items]
-        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-        for index, item in enumerate(media.items):
-            by_shape[item.shape].append(index)
+        encoder = self.encoder if encoder is None else encoder
+        parameter = next(encoder.parameters(), None)
         features: dict[int, Tensor] = {}
-        for indices in by_shape.values():
+        for indices in _by_shape(media.items):
             stacked = torch.stack([media.items[index] for index in indices])
-            parameter = next(self.encoder.parameters(), None)
             if parameter is not None:
                 stacked = stacked.to(parameter.dtype)
-            features.update(zip(indices, self.encoder(stacked).to(dtype), strict=True))
+            features.update(zip(indices, self.features(stacked, encoder).to(dtype), strict=True))
         return [features[index] for index in range(len(media.items))]
 
-    def attach(self, media: Media, dtype: torch.dtype, documents_BS: Tensor | None = None) -> AttachedMedia:
-        """Encode, project and turn into keys and values, once per medium."""
-        features = self.encode(media, dtype)
-        counts = [len(item) for item in features]
+    def attach(
+        self, media: Media, dtype: torch.dtype, documents_BS: Tensor | None = None, encoder: Any = None
+    ) -> AttachedMedia:
+        """Encode, project and turn into keys and values, once per medium; arguments as in `encode`."""
+        features = self.encode(media, dtype, encoder)
+        groups = _by_shape(features)
         num_tokens = None
-        if len(set(counts)) > 1:
-            num_tokens = torch.tensor(counts, device=features[0].device)
-        if num_tokens is None:
+        if len(groups) == 1:
             tokens_MND = self.adapter.project(torch.stack(features))
         else:
-            projected = [self.adapter.project(item[None])[0] for item in features]
-            tokens_MND = nn.utils.rnn.pad_sequence(projected, batch_first=True)
+            projected: dict[int, Tensor] = {}
+            for indices in groups:
+                tokens = self.adapter.project(torch.stack([features[index] for index in indices]))
+                projected.update(zip(indices, tokens, strict=True))
+            parts = [projected[index] for index in range(len(features))]
+            tokens_MND = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+            if len({len(part) for part in parts}) > 1:
+                num_tokens = torch.tensor([len(part) for part in parts], device=tokens_MND.device)
         return AttachedMedia(
             modality=self,
             spans=visible_spans(media, documents_BS),
@@ -200,34 +253,39 @@ class CrossAttended(nn.Module):
             placeholders=list(zip(media.rows_M.tolist(), media.positions_M.tolist(), strict=True)),
         )
 
-    def between(self, layer: int, hidden_BSD: Tensor, attached: AttachedMedia, plan: Plan) -> Tensor:
+    def between(self, layer: int, hidden_BSD: Tensor, attached: AttachedMedia, plans: list[Plan]) -> Tensor:
         """Return the states with this layer's block applied to the planned positions and to no others."""
         block = self.adapter.block(layer)
         if block is None:
             return hidden_BSD
-        keys, values = attached.keys_values[layer]
-        keys_G, values_G = _gather(keys, plan.items_GM), _gather(values, plan.items_GM)
-        mask = _token_mask(plan, attached.num_tokens_M, keys.shape[2])
         flat = hidden_BSD.flatten(0, 1)
-        new = block(flat.index_select(0, plan.index_T), keys_G, values_G, plan.ragged, mask)
-        return flat.index_copy(0, plan.index_T, new.to(flat.dtype)).view_as(hidden_BSD)
+        for found in plans:
+            keys_G, values_G = attached.gather(layer, found.items)
+            mask = _token_mask(found, attached.num_tokens_M, keys_G.shape[2])
+            new = block(flat.index_select(0, found.index_T), keys_G, values_G, found.ragged, mask)
+            flat = flat.index_copy(0, found.index_T, new.to(flat.dtype))
+        return flat.view_as(hidden_BSD)
 
 
-def _gather(media_MKNd: Tensor, items_GM: Tensor) -> Tensor:
-    """Lay each group's media side by side: float[G, K, m * N, d]."""
-    if items_GM.shape[1] == 1:
-        return media_MKNd.index_select(0, items_GM[:, 0])
-    return media_MKNd[items_GM].permute(0, 2, 1, 3, 4).flatten(2, 3)
+def _by_shape(items: list[Tensor]) -> list[list[int]]:
+    """Return the indices of equally shaped tensors together, in order of first appearance."""
+    found: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        found[item.shape].append(index)
+    return list(found.values())
 
 
-def _token_mask(plan: Plan, num_tokens_M: Tensor | None, N: int) -> Tensor | None:
-    """Return bool[G, 1, m * N], or None when every gathered media token is real."""
-    if num_tokens_M is None and plan.present_GM is None:
+def _token_mask(plan: Plan, num_tokens_M: Tensor | None, total: int) -> Tensor | None:
+    """Return bool[G, 1 or L, m * N], or None when every query sees every gathered media token."""
+    if num_tokens_M is None and plan.seen_GL is None:
         return None
-    G, m = plan.items_GM.shape
-    mask = torch.ones(G, m, N, dtype=torch.bool, device=plan.items_GM.device)
+    device = plan.index_T.device
+    G, m = len(plan.items), len(plan.items[0])
+    mask_G1mN = torch.ones(G, 1, m, total // m, dtype=torch.bool, device=device)
     if num_tokens_M is not None:
-        mask &= torch.arange(N, device=mask.device) < num_tokens_M[plan.items_GM][..., None]
-    if plan.present_GM is not None:
-        mask &= plan.present_GM[..., None]
-    return mask.flatten(1)[:, None]
+        items_GM = torch.tensor(plan.items, device=device)
+        mask_G1mN = torch.arange(total // m, device=device) < num_tokens_M[items_GM][:, None, :, None]
+    if plan.seen_GL is not None:
+        seen_GLm1 = torch.arange(m, device=device)[:, None] < plan.seen_GL[..., None, None]
+        mask_G1mN = mask_G1mN & seen_GLm1
+    return mask_G1mN.flatten(2)

@@ -47,7 +47,7 @@ class MultimodalLlama(nn.Module):
         Raises ValueError when a kind has no adapter here.
         """
         state = MediaState()
-        for kind, items in media.items():
+        for kind in media:
             if kind not in self.modality:
                 attached = ", ".join(self.modality) or "none"
                 raise ValueError(
@@ -55,9 +55,29 @@ class MultimodalLlama(nn.Module):
                     f"train one with `make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run "
                     "with --adapter"
                 )
-            if len(items.items):
-                state.attached[kind] = self.modality[kind].attach(items, self.dtype, documents_BS)
+        # Those that read another's encoder first: their blocks stand before the other's (paper section 7.2).
+        for kind in sorted(media, key=lambda kind: not self.modality[kind].reads):
+            if len(media[kind].items):
+                encoder = None if media[kind].encoded else self.encoder_of(kind)
+                state.attached[kind] = self.modality[kind].attach(
+                    media[kind], self.dtype, documents_BS, encoder
+                )
         return state if state.attached else None
+
+    def encoder_of(self, kind: str) -> Any:
+        """Return the encoder whose features a modality uses: its own, or that of the modality it reads.
+
+        Raises ValueError when that modality is not attached.
+        """
+        modality = self.modality[kind]
+        if not modality.reads:
+            return modality.encoder
+        if modality.reads not in self.modality:
+            raise ValueError(
+                f"the {kind} adapter reads the {modality.reads} encoder, but no {modality.reads} adapter is "
+                f"attached: attach the {modality.reads} run that it was trained on as well"
+            )
+        return self.modality[modality.reads].encoder
 
     def forward(
         self,
@@ -119,10 +139,10 @@ class MultimodalLlama(nn.Module):
         )
 
     def _between(self, media: MediaState, slots_BS: Tensor, lengths_B: Tensor | None) -> Between | None:
-        plans: dict[str, Plan] = {}
+        plans: dict[str, list[Plan]] = {}
         for kind, attached in media.attached.items():
             found = plan(attached.spans, slots_BS, lengths_B)
-            if found is not None:
+            if found:
                 plans[kind] = found
         if not plans:
             return None

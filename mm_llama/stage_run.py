@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from mm_llama.batch import Batch
 from mm_llama.build import DTYPES, build, build_model, resolve
 from mm_llama.core.chat import ChatFormat
 from mm_llama.data.collate import collate
-from mm_llama.data.decode import image_key, open_image
 from mm_llama.data.features import FeatureCache
 from mm_llama.data.loader import Loader
+from mm_llama.data.media import KEYS, medium_reader
 from mm_llama.data.mix import Mixture
 from mm_llama.data.samples import MediaRef, Sample, distinct_media, make_sample
 from mm_llama.data.sources import Source
@@ -31,8 +30,8 @@ from mm_llama.prefixes import Prefixes
 from mm_llama.stages.loop import train
 from mm_llama.stages.steps import next_token
 
-KEYS = {"image": image_key}
 EVAL_BATCH = 64
+ENCODE_BATCH = 32  # pictures, or frames of whole clips, that are encoded together
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,18 @@ class MediaReader:
         self.caches: dict[str, FeatureCache] = {}
         self.pixels: dict[str, Callable[[MediaRef], Tensor]] = {}
         for kind, modality in model.modality.items():
-            encoder: Any = modality.encoder
-            self.pixels[kind] = partial(_pixels, encoder)
-            prefix = f"modality.{kind}.encoder"
+            encoder = model.encoder_of(kind)
+            self.pixels[kind] = _reader(medium_reader(model, kind))
+            prefix = f"modality.{modality.reads or kind}.encoder"
             trains = any(
                 f"{prefix}.".startswith(f"{name}.") or name.startswith(f"{prefix}.") for name in train
             )
             if cache_features and not trains:
+                frames = f" frames {modality.num_frames}" if modality.num_frames else ""
                 self.caches[kind] = FeatureCache(
                     folder or cache_dir() / "features",
                     encoder.digest,
-                    encoder.identity,
+                    encoder.identity + frames,
                     dtype="bfloat16",
                 )
 
@@ -151,14 +151,16 @@ class MediaReader:
         self, kind: str, refs: Iterable[MediaRef], cache: FeatureCache, on_error: str = "error"
     ) -> None:
         """Fill one cache, encoding in bfloat16 where that is how features are kept."""
-        encoder: Any = self.model.modality[kind].encoder
+        encoder = self.model.encoder_of(kind)
+        modality = self.model.modality[kind]
         dtypes = {parameter.dtype for parameter in encoder.parameters()}
         encoder.to(cache.dtype)
         try:
             made = cache.build(
                 refs,
                 self.pixels[kind],
-                lambda pixels: encoder(pixels.to(cache.dtype)),
+                lambda pixels: modality.features(pixels.to(cache.dtype), encoder),
+                batch_size=max(1, ENCODE_BATCH // (modality.num_frames or 1)),
                 on_error=on_error,
                 progress=_say(kind),
             )
@@ -168,8 +170,8 @@ class MediaReader:
             print(f"features of {made} {kind}s -> {cache.folder}", file=sys.stderr)
 
 
-def _pixels(encoder: Any, ref: MediaRef) -> Tensor:
-    return encoder.preprocess(open_image(ref.source))
+def _reader(read: Callable[[Any], Tensor]) -> Callable[[MediaRef], Tensor]:
+    return lambda ref: read(ref.source)
 
 
 def _say(kind: str) -> Callable[[int, int], None]:

@@ -97,10 +97,10 @@ class FeatureCache:
         for batch in _same_size(readable, batch_size):
             with torch.inference_mode():
                 features = encode(torch.stack([pixels for _, pixels in batch])).to("cpu", self.dtype)
-            if features.ndim != 3 or len(features) != len(batch):
+            if features.ndim < 3 or len(features) != len(batch):
                 raise ValueError(
                     f"the encoder gave features of shape {list(features.shape)} "
-                    f"for {len(batch)} media, not [n, N, E]"
+                    f"for {len(batch)} media, not [n, N, E] (or [n, F, N, E] of clips)"
                 )
             if not features.isfinite().all():
                 bad = next(

@@ -10,15 +10,11 @@ from mm_llama.batch import Batch
 from mm_llama.core.chat import Placeholder, Rendered
 from mm_llama.core.llama import Llama
 from mm_llama.data.collate import collate
-from mm_llama.data.decode import image_key, open_image
+from mm_llama.data.media import KEYS, medium_reader
 from mm_llama.data.samples import MediaRef, Sample
 from mm_llama.model import MultimodalLlama
 
 Prompt = Rendered | Sequence[int] | tuple[Sequence[int], Sequence[Placeholder]]
-
-# How the sources of a kind are opened for its encoder's `preprocess`, and what makes two of them the same.
-_OPEN: dict[str, Callable[[Any], Any]] = {"image": open_image}
-_KEY: dict[str, Callable[[Any], str]] = {"image": image_key}
 
 
 def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch) -> Batch:
@@ -40,7 +36,7 @@ def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch
     attached = {} if isinstance(model, Llama) else dict(model.modality.items())
     if missing := sorted(kinds - attached.keys()):
         raise ValueError(_no_adapter(missing[0], list(attached)))
-    return collate(samples, {kind: _reader(kind, attached[kind].encoder) for kind in kinds})
+    return collate(samples, {kind: _reader(model, kind) for kind in kinds})
 
 
 def _no_adapter(kind: str, attached: Sequence[str]) -> str:
@@ -64,19 +60,18 @@ def _sample(prompt: Prompt, name: str) -> Sample:
 
 
 def _key(item: Placeholder, name: str) -> str:
-    if isinstance(item.source, Tensor) or item.kind not in _KEY:
+    if isinstance(item.source, Tensor) or item.kind not in KEYS:
         return f"object {id(item.source)}"
     try:
-        return _KEY[item.kind](item.source)
+        return KEYS[item.kind](item.source)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _reader(kind: str, encoder: Any) -> Callable[[MediaRef], Tensor]:
+def _reader(model: Any, kind: str) -> Callable[[MediaRef], Tensor]:
+    read_source = medium_reader(model, kind)
+
     def read(ref: MediaRef) -> Tensor:
-        if isinstance(ref.source, Tensor):
-            return ref.source
-        pixels: Tensor = encoder.preprocess(_OPEN[kind](ref.source) if kind in _OPEN else ref.source)
-        return pixels
+        return ref.source if isinstance(ref.source, Tensor) else read_source(ref.source)
 
     return read

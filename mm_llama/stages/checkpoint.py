@@ -240,6 +240,8 @@ def identity(model: MultimodalLlama, train: tuple[str, ...]) -> dict[str, Any]:
         )
     encoders = {}
     for kind, modality in model.modality.items():
+        if modality.reads:
+            continue  # that encoder is in the table under its own modality
         encoder = modality.get_submodule("encoder")
         if not any(under(f"modality.{kind}.encoder.{name}", train) for name, _ in encoder.named_parameters()):
             encoders[kind] = getattr(encoder, "digest", None) or digest_tensors(encoder.state_dict())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mm_llama.batch import Media
-from mm_llama.modality import END, Span, visible_spans
+from mm_llama.modality import END, Span, plan, visible_spans
 from mm_llama.model import MultimodalLlama
 from tests.promises.material import features, pictures, tokens
 
@@ -69,8 +69,8 @@ def test_packed_documents_do_not_see_each_others_pictures(make_model: Make) -> N
     [
         ([1], [(1, END, 1)]),
         ([1, 3], [(1, 3, 1), (3, END, 1)]),
-        ([1, 2], [(1, 2, 1), (2, END, 2)]),
-        ([1, 2, 4], [(1, 2, 1), (2, 4, 2), (4, END, 1)]),
+        ([1, 2], [(1, END, 2)]),
+        ([1, 2, 4], [(1, 4, 2), (4, END, 1)]),
     ],
 )
 def test_spans_follow_the_released_rule(placed: list[int], expected: list[tuple[int, int, int]]) -> None:
@@ -80,7 +80,19 @@ def test_spans_follow_the_released_rule(placed: list[int], expected: list[tuple[
     )
     spans = visible_spans(media)
     assert [(span.start, span.end, len(span.items)) for span in spans] == expected
-    assert spans[0] == Span(0, *expected[0][:2], (0,))
+    assert spans[0] == Span(0, *expected[0][:2], tuple(range(expected[0][2])))
+
+
+def test_of_consecutive_placeholders_each_sees_those_up_to_itself() -> None:
+    numbers = torch.arange(3)
+    media = Media(features(3), torch.zeros(3, dtype=torch.long), torch.tensor([1, 2, 3]), numbers)
+    (found,) = plan(visible_spans(media), torch.arange(6)[None], None)
+    assert found.items == ((0, 1, 2),)
+    assert found.seen_GL is not None and found.seen_GL.tolist() == [[1, 2, 3, 3, 3]]
+    (later,) = plan(visible_spans(media), torch.tensor([[4]]), None)
+    assert later.seen_GL is None
+    (early,) = plan(visible_spans(media), torch.arange(3)[None], None)
+    assert early.items == ((0, 1),)
 
 
 def test_two_media_at_one_position_are_refused() -> None:

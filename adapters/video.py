@@ -1,0 +1,252 @@
+"""The video adapter (paper section 7.2): a temporal aggregator over frame features, and cross-attention over what it
+gives, before every fourth image cross-attention block.
+
+The aggregator is a perceiver resampler: a group of consecutive frames (32 in the paper) becomes the tokens of one
+effective frame, read by learned latents. What the paper leaves open is an argument here.
+
+Shapes: M clips, F frames, g frames of a group, N tokens of a frame, E encoder width, W aggregator width, L latents,
+D core width, K KV heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapters.cross_attention import GatedCrossAttention, cross_attention_layers, init_block
+from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
+
+
+class VideoAdapter(nn.Module):
+    """Aggregates clips float[M, F, N, E] to tokens float[M, N', D] and holds one gated block per chosen layer."""
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        ffn_dim: int,
+        norm_eps: float = 1e-5,
+        image_every: int | None = None,
+        image_layers: Sequence[int] | None = None,
+        every: int = 4,
+        num_latents: int = 64,
+        aggregator_dim: int = 2048,
+        aggregator_layers: int = 3,
+        aggregator_heads: int = 16,
+        frames_per_group: int = 32,
+        max_groups: int = 2,
+        num_positions: int = 0,
+        differences: bool = False,
+        gate_init: float = 0.0,
+        branch_scale: float = 1.0,
+        train_placeholder: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """`image_every` or `image_layers` says where the image blocks stand, as in `ImageAdapter`; a video block runs
+        before every `every`-th of them. The other arguments but `seed`: `Aggregator`, `GatedCrossAttention`.
+        """
+        super().__init__()
+        self.encoder_dim, self.dim = encoder_dim, dim
+        head_dim = head_dim or dim // num_heads
+        image = cross_attention_layers(num_layers, image_every, image_layers)
+        self.layers = image[every - 1 :: every]
+        if not self.layers:
+            raise ValueError(
+                f"there are {len(image)} image cross-attention blocks, so none is the {every}th: set "
+                f"modality.video.adapter.every to at most {len(image)}"
+            )
+        self.aggregator = Aggregator(
+            encoder_dim,
+            dim,
+            width=aggregator_dim,
+            num_layers=aggregator_layers,
+            num_heads=aggregator_heads,
+            num_latents=num_latents,
+            frames_per_group=frames_per_group,
+            max_groups=max_groups,
+            num_positions=num_positions,
+            differences=differences,
+            norm_eps=norm_eps,
+        )
+        self.blocks: Any = nn.ModuleList(
+            GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps, branch_scale)
+            for _ in self.layers
+        )
+        placeholder = torch.zeros(dim)
+        if train_placeholder:
+            self.placeholder = nn.Parameter(placeholder)
+        else:
+            self.register_buffer("placeholder", placeholder)
+        self.init_weights(seed, gate_init)
+
+    def init_weights(self, seed: int, gate_init: float = 0.0) -> None:
+        """Draw every weight from the seed; gates as told (0: nothing is heard until they open)."""
+        if self.placeholder.is_meta:
+            return
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.placeholder.copy_(torch.randn(self.placeholder.shape, generator=generator) * 0.02)
+            self.aggregator.init_weights(generator)
+            for block in self.blocks:
+                init_block(block, len(self.blocks), generator)
+                for name, gate in block.named_parameters():
+                    if name.endswith("gate"):
+                        gate.fill_(gate_init)
+
+    def project(self, features_MFNE: Tensor) -> Tensor:
+        """Map frame features float[M, F, N, E] to media tokens float[M, groups * L, D]."""
+        if features_MFNE.ndim != 4 or features_MFNE.shape[-1] != self.encoder_dim:
+            raise ValueError(
+                f"the video adapter expects clips of frame features [M, F, N, {self.encoder_dim}] (the image "
+                f"encoder's width), but these are {list(features_MFNE.shape)}"
+            )
+        return self.aggregator(features_MFNE)  # type: ignore[no-any-return]
+
+    def keys_values(self, media_MND: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return {layer: (keys, values)}, float[M, K, N, d] each: computed once per clip, shared by all its rows."""
+        return {
+            layer: block.keys_values(media_MND) for layer, block in zip(self.layers, self.blocks, strict=True)
+        }
+
+    def block(self, layer: int) -> GatedCrossAttention | None:
+        """Return the block that runs before the given self-attention layer, if there is one."""
+        return self.blocks[self.layers.index(layer)] if layer in self.layers else None
+
+
+class Aggregator(nn.Module):
+    """A perceiver resampler: every `frames_per_group` consecutive frames become `num_latents` tokens.
+
+    A frame's position in its group is a learned table read at the frame's relative time, so that 8 frames of a clip
+    lie where 8 of its 32 would; `max_groups` effective frames have a table of their own in the same way.
+    `num_positions` > 0 adds learned positions of a frame's tokens (for encoders whose features carry none).
+    `differences` adds how each feature differs from its mean over the group: what moves stands out before anything
+    is attended to.
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        dim: int,
+        *,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        num_latents: int,
+        frames_per_group: int = 32,
+        max_groups: int = 2,
+        num_positions: int = 0,
+        differences: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"aggregator_dim is {width}, which aggregator_heads={num_heads} does not divide")
+        self.frames_per_group, self.max_groups = frames_per_group, max_groups
+        self.projection = Linear(encoder_dim, width, bias=True)
+        self.difference = Linear(encoder_dim, width) if differences else None
+        self.positions = nn.Parameter(torch.zeros(num_positions, width)) if num_positions else None
+        self.frame_positions = nn.Parameter(torch.zeros(frames_per_group, width))
+        self.group_positions = nn.Parameter(torch.zeros(max_groups, dim))
+        self.latents = nn.Parameter(torch.zeros(num_latents, width))
+        self.norm = RMSNorm(width, norm_eps)
+        self.layers: Any = nn.ModuleList(
+            ResamplerLayer(width, num_heads, norm_eps) for _ in range(num_layers)
+        )
+        self.output_norm = RMSNorm(width, norm_eps)
+        self.output = Linear(width, dim)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw projections with 1/sqrt(fan-in), tables with 0.5 (tokens have unit scale), norms at one."""
+        depth = max(1, len(self.layers))
+        for name, weight in self.named_parameters():
+            if name.endswith("norm.weight"):
+                weight.fill_(1.0)
+            elif weight.ndim == 1:
+                weight.zero_()
+            elif name in ("positions", "frame_positions", "latents"):
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5)
+            elif name == "group_positions":
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+            else:
+                std = 1 / math.sqrt(weight.shape[1])
+                if name.endswith(("o.weight", "down.weight")):
+                    std /= math.sqrt(2 * depth)
+                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+    def forward(self, features_MFNE: Tensor) -> Tensor:
+        """Map float[M, F, N, E] to float[M, groups * L, D]; the last group may hold fewer frames."""
+        num_frames = features_MFNE.shape[1]
+        groups = -(-num_frames // self.frames_per_group)
+        if not num_frames or groups > self.max_groups:
+            raise ValueError(
+                f"a clip of {num_frames} frames makes {groups} groups of {self.frames_per_group}, but the video "
+                f"adapter has positions for {self.max_groups}: set modality.video.num_frames to at most "
+                f"{self.max_groups * self.frames_per_group}, or raise modality.video.adapter.max_groups"
+            )
+        parts = features_MFNE.split(-(-num_frames // groups), dim=1)
+        positions = _at_times(self.group_positions, groups)
+        aggregated = [
+            self.group(part) + position.to(part.dtype)
+            for part, position in zip(parts, positions, strict=True)
+        ]
+        return torch.cat(aggregated, dim=1)
+
+    def group(self, features_MgNE: Tensor) -> Tensor:
+        """Read one group of frames with the latents: float[M, g, N, E] to float[M, L, D]."""
+        M, g, N, _ = features_MgNE.shape
+        tokens = self.projection(features_MgNE)
+        if self.difference is not None:
+            tokens = tokens + self.difference(features_MgNE - features_MgNE.mean(1, keepdim=True))
+        if self.positions is not None:
+            if len(self.positions) != N:
+                raise ValueError(
+                    f"a frame gives {N} tokens, but the video adapter has {len(self.positions)} positions: set "
+                    "modality.video.adapter.num_positions to the encoder's number of tokens"
+                )
+            tokens = tokens + self.positions.to(tokens.dtype)
+        tokens = tokens + _at_times(self.frame_positions, g).to(tokens.dtype)[:, None]
+        tokens_MTW = self.norm(tokens).flatten(1, 2)
+        latents_MLW = self.latents.to(tokens.dtype).expand(M, -1, -1)
+        for layer in self.layers:
+            latents_MLW = layer(latents_MLW, tokens_MTW)
+        return self.output(self.output_norm(latents_MLW))  # type: ignore[no-any-return]
+
+
+class ResamplerLayer(nn.Module):
+    """Latents attend to the tokens and to themselves, then a feed-forward; both behind a norm and a residual."""
+
+    def __init__(self, width: int, num_heads: int, norm_eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = RMSNorm(width, norm_eps)
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.o = Linear(width, width)
+        self.feed_forward_norm = RMSNorm(width, norm_eps)
+        self.feed_forward = FeedForward(width, 8 * width // 3)
+
+    def forward(self, latents_MLW: Tensor, tokens_MTW: Tensor) -> Tensor:
+        """Map the latents float[M, L, W], given the tokens float[M, T, W]."""
+        normed = self.attention_norm(latents_MLW)
+        read = torch.cat((tokens_MTW, normed), dim=1)
+        q, k, v = (split_heads(part, self.num_heads) for part in (self.q(normed), self.k(read), self.v(read)))
+        latents_MLW = latents_MLW + self.o(merge_heads(attend(q, k, v, None)))
+        return latents_MLW + self.feed_forward(self.feed_forward_norm(latents_MLW))
+
+
+def _at_times(table_tX: Tensor, count: int) -> Tensor:
+    """Read a table of positions at the centres of `count` equal parts of it, float[count, X]; exact at full length."""
+    size = len(table_tX)
+    if count == size:
+        return table_tX
+    return F.interpolate(table_tX.T[None], size=count, mode="linear", align_corners=False)[0].T

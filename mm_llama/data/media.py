@@ -1,0 +1,51 @@
+"""Media of every kind by name: how a source is opened, read for an encoder, and told from another.
+
+A new kind of bytes is one line in each table here and one function that opens it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_llama.data.decode import image_key, open_image
+
+
+def clip_key(source: Any) -> str:
+    """Content identity of a clip; the decoders are imported where a clip is met and not before."""
+    from mm_llama.data.video import video_key
+
+    return video_key(source)
+
+
+# Content identity of a source, by kind: two sources of one key are one medium.
+KEYS: Mapping[str, Callable[[Any], str]] = {"image": image_key, "video": clip_key}
+
+
+def read_medium(kind: str, source: Any, encoder: Any, num_frames: int = 0) -> Tensor:
+    """Return what the encoder takes: one picture, or the `num_frames` pictures of a clip stacked, [F, *picture].
+
+    Raises ValueError or OSError, naming the source, when it cannot be read.
+    """
+    if kind not in KEYS:
+        raise ValueError(f"no reader for {kind} media; there are {', '.join(KEYS)}")
+    if kind == "image":
+        picture: Tensor = encoder.preprocess(open_image(source))
+        return picture
+    from mm_llama.data.video import open_clip
+
+    clip = open_clip(source, num_frames=num_frames)
+    return torch.stack([encoder.preprocess(frame) for frame in clip.frames])
+
+
+def medium_reader(model: Any, kind: str) -> Callable[[Any], Tensor]:
+    """Return the function from a source of this kind to what the model's encoder for it takes."""
+    encoder, num_frames = model.encoder_of(kind), model.modality[kind].num_frames
+
+    def read(source: Any) -> Tensor:
+        return read_medium(kind, source, encoder, num_frames)
+
+    return read
