@@ -56,24 +56,43 @@ def save_checkpoint(
     keep_last: int = 0,
 ) -> Path:
     """Write the checkpoint of `state["step"]`, then drop all but the `keep_last` newest (0: drop none)."""
+    trained = trained_tensors(model, table.train)
+    broken = not_finite(trained)
+    if broken:
+        raise ValueError(
+            f"after step {state['step']} values are not finite in {shorten(broken)}; nothing is saved"
+        )
+    final = write_checkpoint(
+        run_dir, trained, optimizer_tensors(optimizer), dict(state) | {"before": table.before}, config
+    )
+    _rotate(final.parent, keep_last)
+    return final
+
+
+def write_checkpoint(
+    run_dir: str | Path,
+    trained: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    **entry_extra: Any,
+) -> Path:
+    """Write tensors and state as the checkpoint of `state["step"]`, whole or not at all; others are left alone.
+
+    The adapter's own digest closes the lineage, with `entry_extra` beside it: a later stage that starts from this
+    checkpoint names it.
+    """
     folder = Path(run_dir) / "checkpoints"
     final = folder / f"step_{state['step']:08d}"
     partial = folder / f".{final.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*"):
         shutil.rmtree(stale)
-    trained = _for_disk(trained_tensors(model, table.train))
-    broken = _not_finite(trained)
-    if broken:
-        raise ValueError(
-            f"after step {state['step']} values are not finite in {shorten(broken)}; nothing is saved"
-        )
     partial.mkdir()
-    save_file(trained, partial / FILES[0], metadata={"format": "pt"})
-    save_file(_for_disk(optimizer_tensors(optimizer)), partial / FILES[1], metadata={"format": "pt"})
-    # This adapter's own digest closes the lineage: a later stage that starts from it names it.
+    save_file(_for_disk(trained), partial / FILES[0], metadata={"format": "pt"})
+    save_file(_for_disk(optimizer), partial / FILES[1], metadata={"format": "pt"})
     entry = {key: state[key] for key in ("stage", "step", "core")} | {"adapter": _sha256(partial / FILES[0])}
-    whole = {"format": FORMAT} | dict(state) | {"lineage": [*state["lineage"], entry], "before": table.before}
+    whole = {"format": FORMAT} | dict(state) | {"lineage": [*state["lineage"], entry | entry_extra]}
     _write_text(partial / FILES[2], json.dumps(whole, indent=1, allow_nan=False) + "\n")
     _write_text(partial / FILES[3], _to_yaml(config))
     for name in FILES[:2]:
@@ -96,7 +115,6 @@ def save_checkpoint(
     _sync(pointer)
     os.replace(pointer, folder / "latest")
     _sync(folder)
-    _rotate(folder, keep_last)
     return final
 
 
@@ -149,7 +167,7 @@ def load_adapter(
             [n for n in loaded if n in targets and loaded[n].shape != targets[n].shape],
             "shapes differ from the model's for",
         ),
-        (_not_finite(loaded), "values are not finite in"),
+        (not_finite(loaded), "values are not finite in"),
     ):
         if names:
             first = names[0]
@@ -300,7 +318,8 @@ def _check_identity(
             )
 
 
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that hold a value that is not finite."""
     return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
 
 
