@@ -10,11 +10,12 @@ N media tokens, D core width, H heads, K KV heads, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mm_llama.core.fan_out import fan_out
 from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
 
 Ragged = tuple[Tensor, Tensor]
@@ -46,9 +47,12 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FeedForward(dim, ffn_dim) if ffn_dim else None
         self.feed_forward_gate = nn.Parameter(torch.zeros(1)) if ffn_dim else None
 
-    def keys_values(self, media_MND: Tensor) -> tuple[Tensor, Tensor]:
-        """Return this block's keys and values of every medium, float[M, K, N, d] each; computed once per medium."""
-        return self.attention.keys_values(media_MND)
+    def keys_values(self, media_MND: Tensor, values_MND: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return this block's keys and values of every medium, float[M, K, N, d] each; computed once per medium.
+
+        `values_MND`: the same media for the values, when keys and values are to read aliases of their own.
+        """
+        return self.attention.keys_values(media_MND, media_MND if values_MND is None else values_MND)
 
     def forward(
         self,
@@ -92,10 +96,10 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(head_dim, norm_eps)
         self.k_norm = RMSNorm(head_dim, norm_eps)
 
-    def keys_values(self, media_MND: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, media_MND: Tensor, values_MND: Tensor) -> tuple[Tensor, Tensor]:
         """Return normed keys and values, float[M, K, N, d] each."""
         keys = self.k_norm(split_heads(self.k(media_MND), self.num_kv_heads))
-        return keys, split_heads(self.v(media_MND), self.num_kv_heads)
+        return keys, split_heads(self.v(values_MND), self.num_kv_heads)
 
     def forward(
         self,
@@ -113,6 +117,20 @@ class CrossAttention(nn.Module):
         out_GLD = merge_heads(attend(q_GHLd, keys_GKNd, values_GKNd, mask_GLN))
         out_TD = out_GLD.flatten(0, 1)
         return self.o(out_TD if ragged is None else out_TD.index_select(0, ragged[1]))
+
+
+def keys_values_by_layer(
+    layers: Sequence[int], blocks: Iterable[GatedCrossAttention], media_MND: Tensor
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return {layer: (keys, values)} of the blocks before these layers, float[M, K, N, d] each.
+
+    All of them read the same media tokens, so the gradients of those are summed in float32.
+    """
+    aliases = iter(fan_out(media_MND, 2 * len(layers)))
+    return {
+        layer: block.keys_values(next(aliases), next(aliases))
+        for layer, block in zip(layers, blocks, strict=True)
+    }
 
 
 def cross_attention_layers(num_layers: int, every: int | None, layers: Sequence[int] | None) -> list[int]:

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.cross_attention import GatedCrossAttention, cross_attention_layers, init_block
+from adapters.cross_attention import (
+    GatedCrossAttention,
+    cross_attention_layers,
+    init_block,
+    keys_values_by_layer,
+)
+from adapters.positions import grid_of, resize_positions
 from mm_llama.core.layers import Linear, RMSNorm
 
 
@@ -34,6 +40,8 @@ class ImageAdapter(nn.Module):
         every: int | None = None,
         layers: Sequence[int] | None = None,
         num_positions: int = 0,
+        num_prefix: int = 0,
+        grid: Sequence[int] | None = None,
         feature_norm: bool = True,
         gate_init: float = 0.0,
         branch_scale: float = 1.0,
@@ -42,6 +50,9 @@ class ImageAdapter(nn.Module):
     ) -> None:
         """`num_positions` > 0 adds that many learned position embeddings to the projected tokens; `feature_norm`
         norms them afterwards. Both off gives the released Llama 3.2 layout, a plain projection with bias.
+
+        The first `num_prefix` positions are of class tokens or registers, the rest a `grid` of (rows, columns),
+        default square: a table trained at another resolution is resized over it (`fit_tensor`).
 
         `train_placeholder` False keeps the placeholder embedding a constant: nothing below the lowest block then
         needs a backward pass.
@@ -52,6 +63,7 @@ class ImageAdapter(nn.Module):
         self.layers = cross_attention_layers(num_layers, every, layers)
         self.projection = Linear(encoder_dim, dim, bias=True)
         self.positions = nn.Parameter(torch.zeros(num_positions, dim)) if num_positions else None
+        self.num_prefix, self.grid = num_prefix, grid
         self.feature_norm = RMSNorm(dim, norm_eps) if feature_norm else None
         self.blocks: Any = nn.ModuleList(
             GatedCrossAttention(dim, num_heads, num_kv_heads, head_dim, ffn_dim, norm_eps, branch_scale)
@@ -100,10 +112,19 @@ class ImageAdapter(nn.Module):
 
     def keys_values(self, media_MND: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return {layer: (keys, values)}, float[M, K, N, d] each: computed once per picture, shared by all its rows."""
-        return {
-            layer: block.keys_values(media_MND) for layer, block in zip(self.layers, self.blocks, strict=True)
-        }
+        return keys_values_by_layer(self.layers, self.blocks, media_MND)
 
     def block(self, layer: int) -> GatedCrossAttention | None:
         """Return the block that runs before the given self-attention layer, if there is one."""
         return self.blocks[self.layers.index(layer)] if layer in self.layers else None
+
+    def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a saved tensor as this adapter can hold it: a position table resized to the grid here.
+
+        Everything else, and a table of equal size, comes back as it is (paper section 7.4: annealing at a higher
+        resolution goes on from the same weights).
+        """
+        own = self.positions
+        if name.rpartition(".")[2] != "positions" or own is None or len(tensor) == len(own):
+            return tensor
+        return resize_positions(tensor, grid_of(len(own), self.num_prefix, self.grid), self.num_prefix)

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.cross_attention import GatedCrossAttention, cross_attention_layers, init_block
+from adapters.cross_attention import (
+    GatedCrossAttention,
+    cross_attention_layers,
+    init_block,
+    keys_values_by_layer,
+)
 from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
 
 
@@ -113,9 +118,7 @@ class VideoAdapter(nn.Module):
 
     def keys_values(self, media_MND: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return {layer: (keys, values)}, float[M, K, N, d] each: computed once per clip, shared by all its rows."""
-        return {
-            layer: block.keys_values(media_MND) for layer, block in zip(self.layers, self.blocks, strict=True)
-        }
+        return keys_values_by_layer(self.layers, self.blocks, media_MND)
 
     def block(self, layer: int) -> GatedCrossAttention | None:
         """Return the block that runs before the given self-attention layer, if there is one."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_llama.batch import Media
+from mm_llama.core.fan_out import take
 
 END = 2**62  # an open end: to wherever the row grows
 
@@ -170,7 +171,9 @@ class AttachedMedia:
         if known is not None and known[0] == items:
             return known[1], known[2]
         index_GM = torch.tensor(items, device=keys.device)
-        keys_G, values_G = (part[index_GM].permute(0, 2, 1, 3, 4).flatten(2, 3) for part in (keys, values))
+        keys_G, values_G = (
+            take(part, index_GM).permute(0, 2, 1, 3, 4).flatten(2, 3) for part in (keys, values)
+        )
         if not torch.is_grad_enabled():
             self.gathered[layer] = (items, keys_G, values_G)
         return keys_G, values_G

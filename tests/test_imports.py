@@ -23,7 +23,7 @@ FILES = {"mm_llama.paths", "mm_llama.assets", "mm_llama.archives"}
 ANY = {"mm_llama"}
 MAY_IMPORT: dict[str, set[str]] = {
     "encoders": {"encoders"},
-    "adapters": {"adapters", "mm_llama.core.layers"},
+    "adapters": {"adapters", "mm_llama.core.layers", "mm_llama.core.fan_out"},
     "mm_llama.core": CORE,
     "mm_llama.batch": set(),
     "mm_llama.modality": CORE | {"mm_llama.batch"},
