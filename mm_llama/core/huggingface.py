@@ -45,6 +45,11 @@ HF_NAMES = Names(
     },
 )
 
+VISION = (
+    "this is a vision checkpoint, not a plain core: mm_llama.load(PATH) and `mm-llama ask --core PATH` load it "
+    "whole, and core.source=PATH trains on its text core"
+)
+
 # Mistral without a sliding window is the same network under the same names.
 _MODEL_TYPES = ("llama", "mistral")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -83,8 +88,8 @@ def open_huggingface(folder: Path) -> Checkpoint:
     """
     config_path = folder / "config.json"
     config = config_from_json(read_json(config_path), where=config_path)
-    files = _weight_files(folder)
-    found = _headers(files)
+    files = weight_files(folder)
+    found = headers(files)
     shapes = core_shapes(config)
     ignored = {name for name in found if name.endswith(".rotary_emb.inv_freq")}
     embedding, head = HF_NAMES.of("embedding.weight"), HF_NAMES.of("head.weight")
@@ -109,14 +114,16 @@ def open_huggingface(folder: Path) -> Checkpoint:
         config=config,
         tensors=StoredTensors(entries),
         files=(config_path, *files),
-        chat=chat_of_template(_template(folder)),
-        tokenizer_path=folder if _has_tokenizer(folder) else None,
+        chat=chat_of_template(template_of(folder)),
+        tokenizer_path=folder if has_tokenizer(folder) else None,
     )
 
 
 def config_from_json(data: Mapping[str, Any], *, where: Path | str) -> LlamaConfig:
     """Translate config.json, whose rotary settings may be in the old form or in `rope_parameters`."""
     model_type = data.get("model_type")
+    if model_type == "mllama":
+        raise ValueError(f"{where}: {VISION}")
     if model_type not in _MODEL_TYPES:
         architectures = data.get("architectures") or ["unnamed"]
         raise ValueError(
@@ -139,16 +146,16 @@ def config_from_json(data: Mapping[str, Any], *, where: Path | str) -> LlamaConf
             f"{where}: partial_rotary_factor is {rope['partial_rotary_factor']!r}, which the core does not "
             f"have: {_WHY['partial_rotary_factor']}"
         )
-    num_heads = _number(data, "num_attention_heads", where)
-    max_context = _number(data, "max_position_embeddings", where, default=2048)
+    num_heads = whole_number(data, "num_attention_heads", where)
+    max_context = whole_number(data, "max_position_embeddings", where, default=2048)
     return LlamaConfig(
-        dim=_number(data, "hidden_size", where),
-        num_layers=_number(data, "num_hidden_layers", where),
+        dim=whole_number(data, "hidden_size", where),
+        num_layers=whole_number(data, "num_hidden_layers", where),
         num_heads=num_heads,
-        num_kv_heads=_number(data, "num_key_value_heads", where, default=num_heads),
-        ffn_dim=_number(data, "intermediate_size", where),
-        vocab_size=_number(data, "vocab_size", where),
-        head_dim=_number(data, "head_dim", where, default=0),
+        num_kv_heads=whole_number(data, "num_key_value_heads", where, default=num_heads),
+        ffn_dim=whole_number(data, "intermediate_size", where),
+        vocab_size=whole_number(data, "vocab_size", where),
+        head_dim=whole_number(data, "head_dim", where, default=0),
         norm_eps=float(data.get("rms_norm_eps", 1e-6)),
         rope_base=float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0),
         rope_scaling=_rope_scaling(rope, max_context, where),
@@ -230,7 +237,8 @@ def _rope_scaling(rope: Mapping[str, Any], max_context: int, where: Path | str) 
     )
 
 
-def _number(data: Mapping[str, Any], key: str, where: Path | str, default: int | None = None) -> int:
+def whole_number(data: Mapping[str, Any], key: str, where: Path | str, default: int | None = None) -> int:
+    """Return a number of a config; ValueError where it is missing without a default, or not a positive integer."""
     value = data.get(key)
     if value is None:
         if default is None:
@@ -241,7 +249,8 @@ def _number(data: Mapping[str, Any], key: str, where: Path | str, default: int |
     return value
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder; ValueError where there are none, or the index lists others."""
     index = folder / INDEX
     single = folder / WEIGHTS
     if index.is_file():
@@ -268,21 +277,23 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder}: has config.json, but neither {WEIGHTS} nor {INDEX}")
 
 
-def _headers(files: Iterable[Path]) -> dict[str, Entry]:
+def headers(files: Iterable[Path]) -> dict[str, Entry]:
+    """Return every tensor of safetensors files, unread, by its name; one that is there twice is a ValueError."""
     found: dict[str, Entry] = {}
-    holders: dict[str, Path] = {}
+    holders: dict[str, str] = {}
     repeated = []
     for file in files:
         try:
             with safe_open(file, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 (a shard is no mapping)
                     if name in found:
-                        repeated.append(f"{name} ({holders[name].name}, {file.name})")
+                        repeated.append(f"{name} ({holders[name]}, {file.name})")
                     part = shard.get_slice(name)
                     # Whatever is no float is refused later; uint8 stands for dtypes outside the table.
                     dtype = _DTYPES.get(part.get_dtype(), torch.uint8)
-                    found[name] = Entry(name, tuple(part.get_shape()), dtype, partial(_read, file, name))
-                    holders[name] = file
+                    shape = tuple(part.get_shape())
+                    found[name] = Entry(name, shape, dtype, partial(_read, file, name), file)
+                    holders[name] = file.name
         except SafetensorError as error:
             raise ValueError(f"{file}: not a whole safetensors file: {error}") from None
     if repeated:
@@ -291,13 +302,20 @@ def _headers(files: Iterable[Path]) -> dict[str, Entry]:
     return found
 
 
+def read_rows(file: Path, name: str, start: int, stop: int) -> Tensor:
+    """Return some rows of a tensor; the others are not read."""
+    with safe_open(file, framework="pt") as shard:
+        return shard.get_slice(name)[start:stop]
+
+
 def _read(file: Path, name: str) -> Tensor:
     # Opened for each tensor: pages of the mapping would otherwise stay resident beside the model.
     with safe_open(file, framework="pt") as shard:
         return shard.get_tensor(name)
 
 
-def _template(folder: Path) -> str:
+def template_of(folder: Path) -> str:
+    """Return the Jinja chat template of a folder, or nothing."""
     separate = folder / "chat_template.jinja"
     if separate.is_file():
         return separate.read_text(encoding="utf-8")
@@ -311,5 +329,6 @@ def _template(folder: Path) -> str:
     return ""
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds a tokenizer."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))

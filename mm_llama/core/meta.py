@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_llama.core.huggingface import read_json
+from mm_llama.core.huggingface import VISION, read_json
 from mm_llama.core.llama import LlamaConfig, RopeScaling
 from mm_llama.core.stored import (
     Checkpoint,
@@ -57,7 +57,7 @@ _FACTOR_32 = {(2048, 16), (3072, 28)}
 _REFUSED = {
     "quantization_args": "quantised checkpoints are read as GGUF only",
     "lora_args": "adapters inside the checkpoint have no place in the core",
-    "vision_chunk_size": "this is a vision checkpoint; only text checkpoints are read here",
+    "vision_chunk_size": VISION,
     "moe_args": "the core has no mixture of experts",
 }
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
@@ -73,8 +73,8 @@ def open_meta(folder: Path) -> Checkpoint:
     params_path = folder / "params.json"
     params = read_json(params_path)
     shards = [Shard(file) for file in shard_files(folder)]
-    pieces = _pieces(shards)
-    joined = {name: _joined_shape(name, shapes) for name, (shapes, _) in pieces.items()}
+    pieces = pieces_of(shards)
+    joined = {name: joined_shape(name, cut, _split_axis(name)) for name, (cut, _) in pieces.items()}
     head, embedding = META_NAMES.of("head.weight"), META_NAMES.of("embedding.weight")
     tied = head not in joined or (embedding in joined and _same(shards, head, embedding))
     config = config_from_params(params, tied=tied, where=params_path)
@@ -120,16 +120,16 @@ def config_from_params(params: Mapping[str, Any], *, tied: bool, where: Path | s
     ]
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} missing; add what the model was trained with")
-    dim, num_layers, num_heads = (_whole(params, key, where) for key in ("dim", "n_layers", "n_heads"))
+    dim, num_layers, num_heads = (whole(params, key, where) for key in ("dim", "n_layers", "n_heads"))
     scaled = bool(params.get("use_scaled_rope", False))
     factor = 32.0 if (dim, num_layers) in _FACTOR_32 else 8.0
     return LlamaConfig(
         dim=dim,
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=_whole(params, "n_kv_heads", where) if params.get("n_kv_heads") else num_heads,
+        num_kv_heads=whole(params, "n_kv_heads", where) if params.get("n_kv_heads") else num_heads,
         ffn_dim=ffn_width(dim, params.get("ffn_dim_multiplier"), int(params.get("multiple_of", 256))),
-        vocab_size=_whole(params, "vocab_size", where),
+        vocab_size=whole(params, "vocab_size", where),
         norm_eps=float(params["norm_eps"]),
         rope_base=float(params["rope_theta"]),
         rope_scaling=RopeScaling(factor=factor) if scaled else None,
@@ -194,7 +194,15 @@ class Shard:
         return tensor
 
 
-def _pieces(shards: list[Shard]) -> dict[str, tuple[list[Shape], torch.dtype]]:
+def read_joined(published: str, shards: list[Shard], axis: int | None) -> Tensor:
+    """Return a tensor read from all shards and joined along `axis`; None: it is whole in each."""
+    if axis is None or len(shards) == 1:
+        return shards[0][published]
+    return torch.cat([shard[published] for shard in shards], dim=axis)
+
+
+def pieces_of(shards: list[Shard]) -> dict[str, tuple[list[Shape], torch.dtype]]:
+    """Return the shapes of every tensor's pieces, one of each shard, and its dtype."""
     names = {name for shard in shards for name in shard.tensors()}
     for shard in shards:
         absent = sorted(names - set(shard.tensors()))
@@ -211,8 +219,8 @@ def _split_axis(published: str) -> int | None:
     return None if "norm" in published or published == "rope.freqs" else 0
 
 
-def _joined_shape(published: str, shapes: list[Shape]) -> Shape:
-    axis = _split_axis(published)
+def joined_shape(published: str, shapes: list[Shape], axis: int | None) -> Shape:
+    """Return the shape of pieces joined along `axis` (None: each is the whole); ValueError where they do not fit."""
     if axis is None or len(shapes[0]) <= axis:
         return shapes[0]
     if len({shape[:axis] + shape[axis + 1 :] for shape in shapes}) > 1:
@@ -248,11 +256,7 @@ def _with_copies(name: str, shape: Shape, repeat: int) -> Shape:
 
 
 def _read(name: str, published: str, shards: list[Shard], config: LlamaConfig, repeat: int) -> Tensor:
-    axis = _split_axis(published)
-    if axis is None or len(shards) == 1:
-        tensor = shards[0][published]
-    else:
-        tensor = torch.cat([shard[published] for shard in shards], dim=axis)
+    tensor = read_joined(published, shards, _split_axis(published))
     if repeat > 1 and name.endswith((".k.weight", ".v.weight")):
         copies = tensor.view(config.num_kv_heads, repeat, config.head_dim, config.dim)
         if not torch.equal(copies, copies[:, :1].expand_as(copies)):
@@ -265,7 +269,8 @@ def _read(name: str, published: str, shards: list[Shard], config: LlamaConfig, r
     return tensor
 
 
-def _whole(params: Mapping[str, Any], key: str, where: Path | str) -> int:
+def whole(params: Mapping[str, Any], key: str, where: Path | str) -> int:
+    """Return a number of params.json; ValueError where it is not a positive integer."""
     value = params[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{where}: {key} is {value!r}; expected a positive whole number")

@@ -8,6 +8,7 @@ the meta device: peak memory is the model itself and one tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ class Entry:
     shape: Shape
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    file: Path | None = None  # where it is whole in one
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -93,9 +95,16 @@ class Names:
         return f"{self.layers}{index}.{self.parts[part]}.weight"
 
 
-def blank_core(config: LlamaConfig) -> Llama:
-    """Return a core on the meta device: every shape, nothing allocated, nothing drawn."""
+@contextmanager
+def blank() -> Iterator[None]:
+    """Build modules on the meta device: every shape, nothing allocated, nothing drawn."""
     with torch.device("meta"), _NoInitialisation():
+        yield
+
+
+def blank_core(config: LlamaConfig) -> Llama:
+    """Return a core on the meta device."""
+    with blank():
         return Llama(config)
 
 
@@ -165,16 +174,28 @@ def filled_core(
 ) -> Llama:
     """Return a core that holds `tensors` in `dtype` (None: each as stored), read one at a time."""
     core = blank_core(config)
+    fill(core, tensors, dtype=dtype, device=device)
+    return core
+
+
+def fill(
+    module: nn.Module,
+    tensors: StoredTensors,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Put `tensors`, which are all that a blank module lacks, into it in `dtype` (None: each as stored)."""
     # All are allocated before one is read: what reading needs for a moment would lie between them otherwise,
     # and leave holes half the size of the model.
     for name, entry in tensors.entries.items():
         owner, _, leaf = name.rpartition(".")
-        weight = torch.empty(entry.shape, dtype=dtype or entry.dtype, device=device)
-        setattr(core.get_submodule(owner), leaf, nn.Parameter(weight))
+        part = module.get_submodule(owner)
+        empty = torch.empty(entry.shape, dtype=dtype or entry.dtype, device=device)
+        setattr(part, leaf, empty if leaf in part._buffers else nn.Parameter(empty))
     with torch.no_grad():
-        for name, weight in core.named_parameters():
-            weight.copy_(tensors[name])
-    return core
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            tensor.copy_(tensors[name])
 
 
 def half_split(weight: Tensor, num_heads: int) -> Tensor:
