@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mm_llama.model import MultimodalLlama
-from mm_llama.stages.checkpoint import find_checkpoint, load_adapter, newest_checkpoint, read_run_config
+from mm_llama.stages.checkpoint import (
+    find_checkpoint,
+    load_adapter,
+    newest_checkpoint,
+    read_run_config,
+    read_state,
+)
 from mm_llama.stages.freeze import shorten, under
 
 # What may differ when a run continues: how long and how often, and where the work is done, but not what is
@@ -36,6 +43,8 @@ def find_resume(run_dir: Path, resume: str, config: Mapping[str, Any]) -> Path |
     Raises ValueError when this run was begun with another config, naming the keys.
     """
     own = newest_checkpoint(run_dir)
+    if own is not None:
+        _refuse_average(own)
     if resume == "never" and own is not None:
         raise ValueError(
             f"stage.resume=never, but {run_dir} holds {own.name}: choose another name=... or delete it"
@@ -45,25 +54,43 @@ def find_resume(run_dir: Path, resume: str, config: Mapping[str, Any]) -> Path |
     if own is not None:
         _check_same(run_dir, read_run_config(own), config)
         return own
-    return None if resume in ("auto", "never", "must") else find_checkpoint(resume)
+    if resume in ("auto", "never", "must"):
+        return None
+    other = find_checkpoint(resume)
+    _refuse_average(other)
+    return other
 
 
 def load_init(
     model: MultimodalLlama, init: Mapping[str, str | Path], allow_core_swap: bool
 ) -> list[dict[str, Any]]:
-    """Load the adapters of earlier stages; returns their lineages, joined."""
+    """Load the adapters of earlier stages; returns their lineages, joined. A swap of the core is told on stderr."""
     lineage: list[dict[str, Any]] = []
     for kind, source in init.items():
         loaded = load_adapter(model, source, allow_core_swap=allow_core_swap)
         if not all(under(prefix, [f"modality.{kind}"]) for prefix in loaded.state["train"]):
             raise ValueError(f"stage.init.{kind}={source} holds {loaded.state['train']}, not modality.{kind}")
+        if loaded.state["core"] != model.core.digest:
+            print(
+                f"core swap, as declared: {source} was trained on the core {loaded.state['core']} and goes on "
+                f"on {model.core.digest}",
+                file=sys.stderr,
+            )
         lineage += [entry for entry in loaded.state["lineage"] if entry not in lineage]
     return lineage
 
 
+def _refuse_average(checkpoint: Path) -> None:
+    if "average_of" in read_state(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is an average of runs: it has no optimizer state, so no training can be continued there; "
+            "give this run another name=... and start it from the average with stage.init"
+        )
+
+
 def _check_same(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     # Through JSON, so that tuples and lists, which YAML does not tell apart, compare equal.
-    before, after = dict(_flat(json.loads(json.dumps(saved)))), dict(_flat(json.loads(json.dumps(now))))
+    before, after = dict(flat(json.loads(json.dumps(saved)))), dict(flat(json.loads(json.dumps(now))))
     differing = [
         f"{key}={after.get(key)!r} (was {before.get(key)!r})"
         for key in sorted(before.keys() | after.keys())
@@ -76,9 +103,10 @@ def _check_same(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
-def _flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of nested mappings with its dotted key; lists are values."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
+            yield from flat(value, f"{path}.{key}" if path else str(key))
     else:
         yield path, node
