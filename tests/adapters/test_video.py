@@ -1,0 +1,107 @@
+"""The video adapter: where its blocks stand, what the aggregator gives, and that its sizes are the paper's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapters.video import Aggregator, VideoAdapter
+from mm_llama.build import build, compose_config, resolve
+
+
+def aggregator(**changes: object) -> Aggregator:
+    """A small aggregator, weights drawn."""
+    settings: dict[str, object] = {
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_latents": 5,
+        "frames_per_group": 4,
+        "max_groups": 3,
+        "num_positions": 6,
+    }
+    made = Aggregator(12, 16, **(settings | changes))  # type: ignore[arg-type]
+    with torch.no_grad():
+        made.init_weights(torch.Generator().manual_seed(0))
+    return made.eval()
+
+
+@pytest.mark.parametrize(
+    ("core", "video", "billions", "layers"),
+    [("llama3_1_8b", "paper_8b", 0.6, [15, 31]), ("llama3_1_70b", "paper_70b", 4.6, [15, 31, 47, 63, 79])],
+)
+def test_the_papers_sizes(core: str, video: str, billions: float, layers: list[int]) -> None:
+    names = [f"core={core}", "modality/image=vit_h14", f"modality/video={video}", "stage=none"]
+    with torch.device("meta"):
+        adapter = build(resolve(compose_config("train", names))["modality"]["video"]["adapter"])
+    assert adapter.layers == layers
+    assert round(sum(weight.numel() for weight in adapter.parameters()) / 1e9, 1) == billions
+
+
+def test_consecutive_frames_become_one_effective_frame() -> None:
+    made = aggregator()
+    clips = torch.randn(2, 12, 6, 12, generator=torch.Generator().manual_seed(1))
+    whole = made(clips)
+    assert whole.shape == (2, 3 * 5, 16)
+    other = clips.clone()
+    other[:, 4:8] += 1
+    moved = made(other)
+    assert torch.equal(whole[:, :5], moved[:, :5]) and torch.equal(whole[:, 10:], moved[:, 10:])
+    assert not torch.allclose(whole[:, 5:10], moved[:, 5:10])
+
+
+def test_the_order_of_frames_and_of_groups_is_seen() -> None:
+    made = aggregator()
+    clip = torch.randn(1, 4, 6, 12, generator=torch.Generator().manual_seed(1))
+    assert not torch.allclose(made(clip), made(clip.flip(1)), atol=1e-3)
+    twice = made(torch.cat((clip, clip), 1))
+    assert not torch.allclose(twice[:, :5], twice[:, 5:], atol=1e-3)
+
+
+def test_fewer_frames_lie_where_their_time_is() -> None:
+    made = aggregator(frames_per_group=4)
+    with torch.no_grad():
+        made.frame_positions.copy_(torch.arange(4.0)[:, None].expand(4, 32))
+    # The centres of two halves of a table 0, 1, 2, 3 lie at 0.5 and 2.5; a single frame in the middle, at 1.5.
+    from adapters.video import _at_times
+
+    assert _at_times(made.frame_positions, 2)[:, 0].tolist() == [0.5, 2.5]
+    assert _at_times(made.frame_positions, 1)[:, 0].tolist() == [1.5]
+    assert torch.equal(_at_times(made.frame_positions, 4), made.frame_positions)
+
+
+def test_differences_see_what_moves_alone() -> None:
+    made = aggregator(differences=True)
+    assert made.difference is not None
+    with torch.no_grad():
+        made.projection.weight.zero_()
+    still = torch.randn(1, 1, 6, 12).expand(1, 4, 6, 12)
+    assert torch.allclose(made(still), made(torch.zeros(1, 4, 6, 12)), atol=1e-6)
+    moving = torch.randn(1, 4, 6, 12, generator=torch.Generator().manual_seed(2))
+    assert not torch.allclose(made(moving), made(torch.zeros(1, 4, 6, 12)), atol=1e-3)
+
+
+def test_every_weight_of_the_aggregator_gets_a_gradient() -> None:
+    made = aggregator(differences=True)
+    made(torch.randn(2, 12, 6, 12)).square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in made.parameters())
+
+
+def test_too_many_frames_name_the_settings() -> None:
+    with pytest.raises(
+        ValueError, match=r"13 frames makes 4 groups of 4, .* 3: set modality.video.num_frames"
+    ):
+        aggregator()(torch.zeros(1, 13, 6, 12))
+
+
+def test_another_encoder_is_refused_by_width() -> None:
+    adapter = VideoAdapter(
+        12, 16, 8, 2, 1, 8, 32, image_every=2, every=1, num_latents=2, aggregator_dim=8, aggregator_heads=2
+    )
+    with pytest.raises(ValueError, match=r"frame features \[M, F, N, 12\] .* are \[1, 4, 6, 13\]"):
+        adapter.project(torch.zeros(1, 4, 6, 13))
+
+
+def test_too_few_image_blocks_name_the_setting() -> None:
+    with pytest.raises(ValueError, match=r"4 image cross-attention blocks, so none is the 5th"):
+        VideoAdapter(12, 16, 8, 2, 1, 8, 32, image_every=2, every=5)
