@@ -46,6 +46,7 @@ class ImageAdapter(nn.Module):
         gate_init: float = 0.0,
         branch_scale: float = 1.0,
         train_placeholder: bool = True,
+        num_reserved: int = 0,
         seed: int = 0,
     ) -> None:
         """`num_positions` > 0 adds that many learned position embeddings to the projected tokens; `feature_norm`
@@ -55,7 +56,7 @@ class ImageAdapter(nn.Module):
         default square: a table trained at another resolution is resized over it (`fit_tensor`).
 
         `train_placeholder` False keeps the placeholder embedding a constant: nothing below the lowest block then
-        needs a backward pass.
+        needs a backward pass. `num_reserved` rows stand beside it unused in released checkpoints, and are kept.
         """
         super().__init__()
         self.encoder_dim, self.dim = encoder_dim, dim
@@ -74,7 +75,9 @@ class ImageAdapter(nn.Module):
             self.placeholder = nn.Parameter(placeholder)
         else:
             self.register_buffer("placeholder", placeholder)
-        self.init_weights(seed, gate_init)
+        self.register_buffer("reserved", torch.zeros(num_reserved, dim) if num_reserved else None)
+        if not self.placeholder.is_meta:
+            self.init_weights(seed, gate_init)
 
     def init_weights(self, seed: int, gate_init: float = 0.0) -> None:
         """Draw every weight from the seed: projections 1/sqrt(fan-in), the rest 0.02, gates as told."""
