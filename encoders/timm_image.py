@@ -7,7 +7,8 @@ different strides) come out alike: one row-major grid of N tokens of width E.
 Shapes: M media items, h w pixel height and width, N media tokens of one picture, E encoder width.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from encoders.identity import digest_state
 from encoders.timm_weights import READERS, load_timm
 
 _INTERPOLATION = {
@@ -90,7 +93,7 @@ class TimmImage(nn.Module):
         self.balance = balance
         self.keep_prefix = keep_prefix
         self.model: Any
-        self.model, reader = load_timm(name, weights, weights_format, self.image_size, seed)
+        self.model, reader, tables = load_timm(name, weights, weights_format, self.image_size, seed)
         settings = self.model.pretrained_cfg
         self.mean = tuple(float(v) for v in (mean or (reader.MEAN if reader else settings["mean"])))
         self.std = tuple(float(v) for v in (std or (reader.STD if reader else settings["std"])))
@@ -113,6 +116,9 @@ class TimmImage(nn.Module):
             raise ValueError(
                 f"{name}: dim says {dim}, but layers {self._taps()} have width {self.dim} together"
             )
+        loaded = self.model.state_dict()
+        # (as the weights hold it, as it was resized for image_size)
+        self._tables = {key: (table, loaded[key].clone()) for key, table in tables.items() if key in loaded}
         self._digest: tuple[object, str] | None = None
         if not any(p.is_meta for p in self.parameters()):
             self.digest  # noqa: B018  now, while the weights are as their file holds them
@@ -160,11 +166,19 @@ class TimmImage(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights as loaded; computed again only when training or loading has changed them."""
+        """SHA-256 of the weights as loaded; computed again only when training or loading has changed them.
+
+        Position tables count as the weights hold them, not as resized for `image_size`: one set of weights has one
+        digest at every resolution.
+        """
         # Changes in place raise a tensor's version; a cast does not, so the digest survives it.
         key = tuple((id(p), p._version) for p in self.parameters())
         if self._digest is None or self._digest[0] != key:
-            self._digest = (key, _digest(self.model.state_dict()))
+            state = self.model.state_dict()
+            for name, (table, resized) in self._tables.items():
+                if torch.equal(state[name].to(resized), resized):
+                    state[name] = table
+            self._digest = (key, digest_state(state))
         return self._digest[1]
 
     @property
@@ -176,6 +190,14 @@ class TimmImage(nn.Module):
             (self.resize_mode, self.pad_value, self.crop_fraction, self.balance),
         ]
         return "sha256:" + sha256(repr(settings).encode()).hexdigest()
+
+    def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """A saved tensor as this encoder holds it: position embeddings of another picture size are resized."""
+        own = self.model.state_dict().get("pos_embed")
+        if name.rpartition(".")[2] != "pos_embed" or own is None or tensor.shape == own.shape:
+            return tensor
+        prefixes = 0 if getattr(self.model, "no_embed_class", False) else self.model.num_prefix_tokens
+        return _resize_table(tensor, self.model.patch_embed.grid_size, prefixes, self.name)
 
     def _features(self, taps: list[tuple[Tensor, Tensor | None]], grid: tuple[int, int]) -> Tensor:
         maps = [_to_grid(map_MEhw, grid, self.reduce, self.name) for map_MEhw, _ in taps]
@@ -294,6 +316,19 @@ def _to_grid(map_MEhw: Tensor, grid: tuple[int, int], reduce: str, name: str) ->
     return F.adaptive_avg_pool2d(map_MEhw, grid)
 
 
+def _resize_table(table_1NE: Tensor, grid: tuple[int, int], prefixes: int, name: str) -> Tensor:
+    """A position table of a grid of the same proportions, resized as timm resizes one when it loads weights."""
+    inner = max(0, table_1NE.shape[1] - prefixes)
+    scale = math.sqrt(inner / (grid[0] * grid[1]))
+    old = (round(grid[0] * scale), round(grid[1] * scale))
+    if not inner or old[0] * old[1] != inner:
+        raise ValueError(
+            f"{name}: a saved table of {table_1NE.shape[1]} positions is no grid of the proportions {grid[0]}x{grid[1]}"
+        )
+    resized: Tensor = resample_abs_pos_embed(table_1NE, list(grid), list(old), num_prefix_tokens=prefixes)
+    return resized
+
+
 def _unit_scale(map_MEhw: Tensor) -> Tensor:
     """The map divided by its root mean square over the picture, in float32."""
     scale = map_MEhw.float().pow(2).mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-3)
@@ -334,13 +369,3 @@ def _height_width(key: str, value: int | Sequence[int]) -> tuple[int, int]:
 def _one_of(key: str, value: str, allowed: list[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{key} must be one of {', '.join(allowed)}, but got {value!r}")
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and raw bytes of each tensor, sorted by name."""
-    digest = sha256()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return "sha256:" + digest.hexdigest()

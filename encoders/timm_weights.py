@@ -11,14 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-# Readers of published weight files; each module offers read_weights(path, model), MEAN and STD.
+# Readers of published weight files; each module offers read_weights(path, model), MEAN and STD, and where tensors
+# depend on the picture's size fit(state, model), which resizes them.
 READERS = {"efficientnet_lite0": "encoders.efficientnet_lite0", "dinov2_onnx": "encoders.vit_s14_focus"}
 
 
 def load_timm(
     name: str, weights: str | Path | None, weights_format: str, image_size: tuple[int, int], seed: int
-) -> tuple[Any, Any]:
-    """The timm model at `image_size` with its weights, and the reader module they needed (None: timm's)."""
+) -> tuple[Any, Any, dict[str, Tensor]]:
+    """The timm model at `image_size` with its weights, the reader module they needed (None: timm's), and tables.
+
+    The tables are position embeddings that had to be resized for `image_size`, by name, as they were before.
+    """
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(
@@ -35,20 +39,20 @@ def load_timm(
             f"{name} offers no intermediate layers in timm {timm.__version__}: choose another model"
         )
     if weights is None or weights == "pretrained":
-        _set_input_size(model, name, image_size)
-        return model, None
+        return model, None, _set_input_size(model, name, image_size)
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no weights of the image encoder {name} at {path}")
     if weights_format == "timm":
         # In the file's own resolution first: position embeddings are then resized from the trained values.
         _fill(model, _read_timm(path), path)
-        _set_input_size(model, name, image_size)
-        return model, None
+        return model, None, _set_input_size(model, name, image_size)
     reader = importlib.import_module(READERS[weights_format])
+    state = reader.read_weights(path, model)
     _set_input_size(model, name, image_size)
-    _fill(model, reader.read_weights(path, model), path)
-    return model, reader
+    fitted = reader.fit(state, model) if hasattr(reader, "fit") else state
+    _fill(model, fitted, path)
+    return model, reader, {key: state[key] for key in state if state[key].shape != fitted[key].shape}
 
 
 def _read_timm(path: Path) -> dict[str, Tensor]:
@@ -82,12 +86,16 @@ def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
     model.load_state_dict({key: state[key] for key in body}, strict=False)
 
 
-def _set_input_size(model: Any, name: str, image_size: tuple[int, int]) -> None:
+def _set_input_size(model: Any, name: str, image_size: tuple[int, int]) -> dict[str, Tensor]:
+    """Put the model to another picture size; returns the tables that were resized, as they were before."""
     if not hasattr(model, "set_input_size"):
-        return
+        return {}
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
         raise ValueError(
             f"image_size {image_size} is no multiple of the {patch[0]}x{patch[1]} patches of {name}"
         )
+    before = model.state_dict()
     model.set_input_size(img_size=image_size)
+    after = model.state_dict()
+    return {key: before[key] for key in before if key in after and before[key].shape != after[key].shape}

@@ -80,9 +80,15 @@ def read_weights(path: Path, model: Any) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: no node of {_EMBEDDINGS} adds position embeddings; is this a DINOv2-style ViT?"
         )
-    patches_1PE = resize_positions(published["position_patches"], model.patch_embed.grid_size)
-    state["pos_embed"] = torch.cat([published["position_class"], patches_1PE], dim=1)
-    return state
+    state["pos_embed"] = torch.cat([published["position_class"], published["position_patches"]], dim=1)
+    return fit(state, model)
+
+
+def fit(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """The same tensors with the position embeddings resized to the grid of `model`."""
+    class_11E, patches_1PE = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
+    resized_1PE = resize_positions(patches_1PE, model.patch_embed.grid_size)
+    return state | {"pos_embed": torch.cat([class_11E, resized_1PE], dim=1)}
 
 
 def resize_positions(positions_1PE: Tensor, grid: tuple[int, int]) -> Tensor:

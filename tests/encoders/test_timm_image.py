@@ -192,6 +192,37 @@ def test_digest_follows_the_weights_and_not_their_precision():
     assert encoder.digest == before
 
 
+def test_one_set_of_weights_has_one_digest_at_every_picture_size_until_its_table_is_trained():
+    small, large = make(layers=[1], image_size=64), make(layers=[1], image_size=96)
+    assert small.model.pos_embed.shape != large.model.pos_embed.shape
+    assert small.digest == large.digest and small.identity != large.identity
+    before = small.model.pos_embed.detach().clone()
+    with torch.no_grad():
+        small.model.pos_embed[0, 3, 5] += 1
+    assert small.digest != large.digest
+    with torch.no_grad():
+        small.model.pos_embed.copy_(before)
+    assert small.digest == large.digest
+
+
+@pytest.mark.parametrize("name", [VIT, "vit_small_patch14_reg4_dinov2"])  # class token in the table, and not
+def test_a_table_trained_at_another_size_is_resized_as_timm_does(name):
+    patch = 16 if name == VIT else 14
+    small, large = (make(name, layers=[1], image_size=(2 * patch * k, 3 * patch * k)) for k in (1, 2))
+    other = make(name, layers=[1], image_size=(2 * patch, 2 * patch))
+    table = torch.randn(small.model.pos_embed.shape, generator=torch.Generator().manual_seed(1))
+    fitted = large.fit_tensor("model.pos_embed", table)
+    with torch.no_grad():
+        small.model.pos_embed.copy_(table)
+    small.model.set_input_size(img_size=large.image_size)
+    assert torch.equal(fitted, small.model.pos_embed)
+    assert large.fit_tensor("model.pos_embed", fitted) is fitted
+    weight = torch.zeros(3, 3)
+    assert large.fit_tensor("model.blocks.0.attn.qkv.weight", weight) is weight
+    with pytest.raises(ValueError, match=r"saved table of \d+ positions is no grid of the proportions 2x2"):
+        other.fit_tensor("model.pos_embed", table)
+
+
 def test_identity_follows_every_setting_that_changes_features():
     settings = [
         {},

@@ -66,7 +66,7 @@ def test_features_equal_onnxruntime_at_every_tapped_layer(onnx_path, photo, enco
 
 
 def test_every_parameter_is_filled_and_the_digest_is_of_the_file(onnx_path, encoder):
-    assert encoder.digest == "sha256:870e53b7ccc5ae3a51da3855e41a072e85a6916b7f613cf182b5afa782ca72e0"
+    assert encoder.digest == "sha256:f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2"
     model = timm.create_model("vit_small_patch14_dinov2", img_size=224)
     assert set(read_weights(onnx_path, model)) == set(model.state_dict())
 
@@ -83,6 +83,16 @@ def test_position_embeddings_keep_their_own_grid_and_follow_another(onnx_path):
         weights_format="dinov2_onnx",
     )
     assert (wide.grid, wide.num_tokens, wide.dim) == ((8, 12), 96, 384)
+    square = TimmImage(
+        "vit_small_patch14_dinov2",
+        layers=[0],
+        image_size=112,
+        weights=onnx_path,
+        weights_format="dinov2_onnx",
+    )
+    assert square.digest == wide.digest and square.identity != wide.identity
+    resized = resize_positions(positions, (8, 12))
+    assert torch.equal(wide.model.pos_embed[:, 1:], resized)
 
 
 def test_linear_weights_are_found_by_their_node_whatever_the_order_of_the_file(onnx_path):
