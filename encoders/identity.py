@@ -40,5 +40,5 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
 
 
 def identity_of(digest: str, **settings: object) -> str:
-    """Return "sha256:<hex>" over the weights' digest and every setting that changes features: the key for cached ones."""
+    """Return "sha256:<hex>" over the weights' digest and every setting that changes features: the key of a cache."""
     return "sha256:" + sha256(repr((digest, sorted(settings.items()))).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Layers of our own image tower: pre-norm block, optionally gated, and its parts (section 7.2 of "The Llama 3 Herd of Models").
+"""Layers of our own image tower: a pre-norm block, gated or not, and its parts (paper section 7.2).
 
 They compute in the dtype of what enters, so float32 masters serve bfloat16 compute; norms and softmax are float32
 inside either way.
