@@ -1,25 +1,49 @@
-"""Layers of the released Llama 3.2 image tower: block, attention, tables of tile embeddings (paper section 7.2).
+"""Layers of the released Llama 3.2 image tower: blocks whose padding is counted, not repeated (paper section 7.2).
 
-Shapes: B pictures, S tokens of a picture, E width.
+The released tower runs every picture as four tiles, each padded to a multiple of eight tokens. Its mask closes a
+pair of tokens only when both are padding: real tokens see the padding, the padding sees real tokens. Padding tokens
+that start alike therefore stay alike, so one of them is computed, and its key counts as many times as it occurs.
+
+Shapes: M media items, S tokens of a picture (R real ones, then padding), W width, H heads, d head width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-class TileEmbedding(nn.Module):
-    """One gated vector per tiling and tile: a table of `num_tilings` + 1 rows of `max_tiles` vectors each."""
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of a sequence are real (the first R), and how often each token of the rest occurs."""
+
+    num_real: int
+    bias_S: (
+        Tensor  # log of the occurrences: added to a key's score, it makes softmax count the key that often
+    )
+
+    @staticmethod
+    def of(num_real: int, padding: list[tuple[int, int]], like: Tensor) -> Layout:
+        """Return the layout of `num_real` tokens and then, per (tokens, occurrences), so many padding tokens."""
+        counts = [torch.full((tokens,), float(occurrences)) for tokens, occurrences in padding]
+        bias_S = torch.cat([torch.ones(num_real), *counts]).log()
+        return Layout(num_real, bias_S.to(like.device, like.dtype))
+
+
+class TileTable(nn.Module):
+    """A gated table of one row per tiling (row 0 belongs to none) with one vector per tile."""
 
     def __init__(self, num_tilings: int, max_tiles: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_tilings + 1, max_tiles * width))
-        self.gate = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.empty(num_tilings + 1, max_tiles * width))
+        self.gate = nn.Parameter(torch.empty(1))
 
 
 class TileAttention(nn.Module):
-    """Multi-head attention without bias."""
+    """Bias-free multi-head attention: real tokens see all tokens, padding sees real ones."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -29,12 +53,26 @@ class TileAttention(nn.Module):
         self.v = nn.Linear(width, width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
 
+    def forward(self, states_MSW: Tensor, layout: Layout, keep_padding: bool) -> Tensor:
+        """Map float[M, S, W] to float[M, S, W], or to float[M, R, W] when the padding is not asked for."""
+        R = layout.num_real
+        q = self._heads(self.q(states_MSW if keep_padding else states_MSW[:, :R]))
+        k, v = self._heads(self.k(states_MSW)), self._heads(self.v(states_MSW))
+        attended = F.scaled_dot_product_attention(
+            q[:, :, :R], k, v, attn_mask=layout.bias_S.view(1, 1, 1, -1)
+        )
+        if keep_padding:
+            padding = F.scaled_dot_product_attention(q[:, :, R:], k[:, :, :R], v[:, :, :R])
+            attended = torch.cat([attended, padding], dim=2)
+        merged: Tensor = self.o(attended.transpose(1, 2).flatten(2))
+        return merged
+
+    def _heads(self, x_MSW: Tensor) -> Tensor:
+        return x_MSW.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
 
 class TileBlock(nn.Module):
-    """Pre-norm attention and feed-forward; `gated` ones scale both branches by a tanh."""
-
-    attention_gate: nn.Parameter | None
-    feed_forward_gate: nn.Parameter | None
+    """Pre-norm attention and feed-forward; a gated one scales both branches by the tanh of a scalar."""
 
     def __init__(self, width: int, num_heads: int, ffn_dim: int, norm_eps: float, gated: bool) -> None:
         super().__init__()
@@ -43,13 +81,17 @@ class TileBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps=norm_eps)
         self.up = nn.Linear(width, ffn_dim)
         self.down = nn.Linear(ffn_dim, width)
-        if gated:
-            self.attention_gate = nn.Parameter(torch.zeros(1))
-            self.feed_forward_gate = nn.Parameter(torch.zeros(1))
-        else:
-            self.register_parameter("attention_gate", None)
-            self.register_parameter("feed_forward_gate", None)
+        self.attention_gate = nn.Parameter(torch.empty(1)) if gated else None
+        self.feed_forward_gate = nn.Parameter(torch.empty(1)) if gated else None
 
-    def forward(self, states_BSE: Tensor) -> Tensor:
-        """Skeleton: filled in next."""
-        raise NotImplementedError
+    def forward(self, states_MSW: Tensor, layout: Layout, keep_padding: bool = True) -> Tensor:
+        """Map float[M, S, W] to float[M, S, W], or to the real tokens float[M, R, W] alone."""
+        attended = self.attention(self.attention_norm(states_MSW), layout, keep_padding)
+        kept = states_MSW if keep_padding else states_MSW[:, : layout.num_real]
+        kept = kept + _gated(attended, self.attention_gate)
+        fed = self.down(F.gelu(self.up(self.feed_forward_norm(kept))))
+        return kept + _gated(fed, self.feed_forward_gate)
+
+
+def _gated(branch: Tensor, gate: Tensor | None) -> Tensor:
+    return branch if gate is None else branch * gate.tanh()
