@@ -26,8 +26,10 @@ from mm_llama.stages.metrics import (
     config_hash,
     environment,
     means,
+    read_metrics,
     sources,
     throughput,
+    totals,
     write_summary,
 )
 from mm_llama.stages.optim import NonFinite, adamw, clip_gradients, schedule_factor, set_lr
@@ -115,7 +117,8 @@ def train(
     seed_everything(seed)
     # Restore order, the first that exists wins: this run; explicit `resume`; `init` of earlier stages; fresh.
     # `init` is loaded even when a run continues: a checkpoint holds only what its stage trains.
-    lineage = load_init(model, init or {}, allow_core_swap)
+    told: list[str] = []
+    lineage = load_init(model, init or {}, allow_core_swap, told.append)
     table = freeze(model, train)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = adamw(
@@ -153,7 +156,8 @@ def train(
     progress = Progress(name, num_steps, start, log_every=log_every, stream=stream)
     log = MetricsLog(run_dir, start, tensorboard=tensorboard, say=progress.note)
     with closing(log), progress, StopSignals() as stop:
-        progress.note(table)
+        for text in (*told, table):
+            progress.note(text)
         if saved is not None:
             progress.note(f"continuing after step {start} of {num_steps}, from {saved}")
         while done < num_steps and done != stop_after and not stop.received:
@@ -194,7 +198,13 @@ def train(
         run_dir,
         facts
         | {"finished": summary.finished, "step": done, "num_steps": num_steps, "minutes": summary.minutes}
-        | {"final": summary.final, "checkpoint": saved.name, "lineage": lineage, "freeze": table.to_json()},
+        | {
+            "final": summary.final,
+            "totals": totals(read_metrics(log.path)),
+            "checkpoint": saved.name,
+            "lineage": lineage,
+            "freeze": table.to_json(),
+        },
     )
     if stop.received and not summary.finished:
         progress.note(f"{stop.received}: saved after step {done} of {num_steps}; the same command continues")

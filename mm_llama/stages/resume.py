@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +61,21 @@ def find_resume(run_dir: Path, resume: str, config: Mapping[str, Any]) -> Path |
 
 
 def load_init(
-    model: MultimodalLlama, init: Mapping[str, str | Path], allow_core_swap: bool
+    model: MultimodalLlama,
+    init: Mapping[str, str | Path],
+    allow_core_swap: bool,
+    say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Load the adapters of earlier stages; returns their lineages, joined. A swap of the core is told on stderr."""
+    """Load the adapters of earlier stages; returns their lineages, joined. `say` is told of a swap of the core."""
     lineage: list[dict[str, Any]] = []
     for kind, source in init.items():
         loaded = load_adapter(model, source, allow_core_swap=allow_core_swap)
         if not all(under(prefix, [f"modality.{kind}"]) for prefix in loaded.state["train"]):
             raise ValueError(f"stage.init.{kind}={source} holds {loaded.state['train']}, not modality.{kind}")
-        if loaded.state["core"] != model.core.digest:
-            print(
+        if say is not None and loaded.state["core"] != model.core.digest:
+            say(
                 f"core swap, as declared: {source} was trained on the core {loaded.state['core']} and goes on "
-                f"on {model.core.digest}",
-                file=sys.stderr,
+                f"on {model.core.digest}"
             )
         lineage += [entry for entry in loaded.state["lineage"] if entry not in lineage]
     return lineage
