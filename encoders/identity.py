@@ -15,17 +15,17 @@ class Digest:
     Ask once when the weights are as their file holds them: a later cast does not change the answer.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, instead: Mapping[str, Tensor] | None = None) -> None:
         self._seen: tuple[object, str] | None = None
         if not any(parameter.is_meta for parameter in module.parameters()):
-            self.of(module)
+            self.of(module, instead)
 
-    def of(self, module: nn.Module) -> str:
-        """Return "sha256:<hex>" of the module's parameters and persistent buffers."""
+    def of(self, module: nn.Module, instead: Mapping[str, Tensor] | None = None) -> str:
+        """Return "sha256:<hex>" of the parameters and persistent buffers, some of them replaced by `instead`."""
         # Changes in place raise a tensor's version; a cast does not.
         key = tuple((id(parameter), parameter._version) for parameter in module.parameters())
         if self._seen is None or self._seen[0] != key:
-            self._seen = (key, digest_state(module.state_dict()))
+            self._seen = (key, digest_state(module.state_dict() | dict(instead or {})))
         return self._seen[1]
 
 

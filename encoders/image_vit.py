@@ -86,10 +86,11 @@ class TileViT(nn.Module):
                 f"modality.image.encoder.dim says {dim}, but layers {list(self.layers)} and the final one, of width "
                 f"{width}, give {self.dim}"
             )
-        self.init_weights(seed)
+        if not self.trunk.positions.is_meta:
+            self.init_weights(seed)
         if weights is not None:
             read_weights(self, Path(weights), weights_format)
-        self._digest = Digest(self)
+        self._digest = Digest(self, self._as_stored())
 
     def init_weights(self, seed: int) -> None:
         """Draw every weight from the seed; tile embeddings and gates are zero."""
@@ -140,8 +141,8 @@ class TileViT(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights."""
-        return self._digest.of(self)
+        """SHA-256 of the weights; a position table counts as it was stored, so it is the same at every tile size."""
+        return self._digest.of(self, self._as_stored())
 
     @property
     def identity(self) -> str:
@@ -158,6 +159,9 @@ class TileViT(nn.Module):
             mean=self.mean,
             std=self.std,
         )
+
+    def _as_stored(self) -> dict[str, Tensor]:
+        return {"trunk.positions": self.trunk.stored_positions()}
 
 
 class Trunk(nn.Module):
@@ -182,6 +186,9 @@ class Trunk(nn.Module):
         self.positions = nn.Parameter(torch.zeros(side**2, width))
         self.blocks = nn.ModuleList(Block(width, num_heads, mlp_width, norm_eps) for _ in range(num_layers))
         self.norm = LayerNorm(width, norm_eps)
+        self._resized: tuple[Tensor, Tensor] | None = (
+            None  # the position table as stored, and as it was resized
+        )
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw maps as 1/sqrt(fan-in), tables 0.02."""
@@ -216,15 +223,31 @@ class Trunk(nn.Module):
 
     def resize(self, side: int) -> None:
         """Interpolate the position table to `side` x `side` patches; nothing happens at equal size."""
-        if side != self.side:
-            resized = nn.Parameter(resize_table(self.positions, side), self.positions.requires_grad)
-            self.positions, self.side = resized, side
+        if side == self.side:
+            return
+        stored, self.side = self.stored_positions().detach().clone(), side
+        # A copy: training must not change the table that tells whether it did.
+        resized = self._resize(stored).to(self.positions, copy=True)
+        self.positions = nn.Parameter(resized, self.positions.requires_grad)
 
     def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Return a saved tensor as this trunk can hold it: a position table of another tile size, resized."""
         if name == "positions" and tensor.ndim == 2 and len(tensor) != len(self.positions):
-            return resize_table(tensor, self.side)
+            return self._resize(tensor)
         return tensor
+
+    def stored_positions(self) -> Tensor:
+        """Return the position table as it was loaded, before it was resized; since it changed, as it is."""
+        if self._resized is not None:
+            stored, resized = self._resized
+            if resized.shape == self.positions.shape and torch.equal(resized, self.positions.to(resized)):
+                return stored
+        return self.positions
+
+    def _resize(self, stored_PW: Tensor) -> Tensor:
+        resized_PW = resize_table(stored_PW, self.side)
+        self._resized = (stored_PW, resized_PW)
+        return resized_PW
 
 
 class AcrossTiles(nn.Module):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FORMATS = ("own", "timm", "dinov2_onnx")
+ONNX_GRID = (37, 37)  # patches of the exported model's own pictures: nothing is resized on reading
 _IN_A_MODEL = re.compile(r"modality\.\w+\.encoder\.(.+)")
 _TIMM_BLOCK = {
     "norm1": "attention_norm",
@@ -41,8 +42,7 @@ def read_weights(tower: Any, path: Path, weights_format: str = "own") -> None:
     if weights_format == "dinov2_onnx":
         from encoders.vit_s14_focus import read_weights as read_onnx_weights
 
-        side = tower.trunk.side
-        grid = SimpleNamespace(patch_embed=SimpleNamespace(grid_size=(side, side)))
+        grid = SimpleNamespace(patch_embed=SimpleNamespace(grid_size=ONNX_GRID))
         state = from_timm(read_onnx_weights(_existing(path), grid))
     elif weights_format == "timm":
         state = from_timm(load_file(_existing(path)))

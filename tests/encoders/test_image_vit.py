@@ -204,6 +204,24 @@ def test_positions_are_resized_as_published_tables_are_and_left_alone_at_equal_s
     assert tower(tiles(1, 1, 1, s=48)).shape == (1, 36, 48) and not tower.trunk.positions.requires_grad
 
 
+def test_one_set_of_weights_has_one_digest_at_every_tile_size_until_its_table_changes(tmp_path):
+    save_file(make().state_dict(), tmp_path / "tower.safetensors")
+    small, large = (
+        TileViT(**(SMALL | {"tile_size": size}), weights=tmp_path / "tower.safetensors") for size in (32, 64)
+    )
+    assert small.digest == large.digest and small.identity != large.identity
+    small.resize_positions(64)
+    assert small.digest == large.digest and small.identity == large.identity
+    small.resize_positions(32)
+    assert torch.equal(small.trunk.positions, make().trunk.positions)
+    for tower in (large, small):
+        tower.resize_positions(48)
+        before = tower.digest
+        with torch.no_grad():
+            tower.trunk.positions[0, 0] += 1
+        assert tower.digest != before
+
+
 def test_own_files_load_at_another_tile_size_with_more_tiles_and_layers(tmp_path):
     plain = make(layers=[1])
     save_file(plain.state_dict(), tmp_path / "tower.safetensors")
