@@ -38,7 +38,7 @@ class MllamaTower(nn.Module):
     `drop_absent` leaves absent tiles out. It is faster for pictures of fewer than `max_tiles` tiles but *changes*
     features: the released weights were trained with them.
 
-    Computation takes the parameters' dtype. Nothing here freezes anything: gradients flow.
+    `dim`, when given, is checked against E. Computation takes the parameters' dtype. Nothing here freezes anything: gradients flow.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class MllamaTower(nn.Module):
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
         drop_absent: bool = False,
+        dim: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -74,6 +75,10 @@ class MllamaTower(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
         self.tokens_per_tile = (tile_size // patch_size) ** 2 + 1
         self.dim = width * (1 + len(self.taps))
+        if dim not in (None, self.dim):
+            raise ValueError(
+                f"dim says {dim}, but width {width} of the last state and {len(self.taps)} taps is {self.dim}"
+            )
 
         num_tilings = len(tilings(max_tiles))
         self.patch = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
