@@ -38,7 +38,8 @@ class MllamaTower(nn.Module):
     `drop_absent` leaves absent tiles out. It is faster for pictures of fewer than `max_tiles` tiles but *changes*
     features: the released weights were trained with them.
 
-    `dim`, when given, is checked against E. Computation takes the parameters' dtype. Nothing here freezes anything: gradients flow.
+    `dim`, when given, is checked against E. Computation takes the parameters' dtype. Nothing here freezes anything:
+    gradients flow.
     """
 
     def __init__(
