@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -152,7 +153,7 @@ def prefix_averages(candidates: Sequence[Candidate]) -> Iterator[dict[str, Tenso
     """
     first = candidates[0]
     own = first.tensors()
-    sums = {name: tensor.double() for name, tensor in own.items() if tensor.is_floating_point()}
+    sums = {n: t.to(torch.float64, copy=True) for n, t in own.items() if t.is_floating_point()}
     yield own
     for count, candidate in enumerate(candidates[1:], start=2):
         tensors = candidate.tensors()

@@ -15,6 +15,7 @@ VERBS = {
         "run one training stage (Hydra overrides; -m sweeps; the same command again continues)",
     ),
     "eval": ("eval", "measure: vqa, captions, mmlu"),
+    "average": ("average", "rank finished runs and average the weights of the best"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
     "report": ("report", "write a run's report page"),
     "data": ("data", "validate, show, count and make data files"),
