@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mm_llama.data import easy_vqa as easy_vqa_data
+from mm_llama.data import motion as motion_data
 from mm_llama.data import tuxpaint as tuxpaint_data
 from mm_llama.data.sources import JsonlChat, Row, Source
 
@@ -77,6 +78,37 @@ def tuxpaint(
     folder = _folder(out, prompt, *sorted(exclude))
     files = tuxpaint_data.write_jsonl(root, folder, prompt=prompt, exclude=exclude)
     return JsonlChat(_split(files, split, "Tux Paint"))
+
+
+def motion(
+    root: str | Path,
+    photos: str | Path,
+    out: str | Path,
+    split: str = "train",
+    types: Sequence[str] = motion_data.TYPES,
+    sprites: str = "openmoji",
+    num_train: int = 400,
+    num_holdout: int = 80,
+    num_test: int = 200,
+    num_frames: int = 64,
+    middle_frame: bool = False,
+) -> JsonlChat:
+    """Return one split (train, holdout, test) of clips of one moving thing with questions about the motion.
+
+    The numbers are clips of each of `types`; `num_frames` how many a clip has. With `middle_frame` the rows
+    show the middle frame as a picture in the clip's place: no better than guessing, by construction.
+    """
+    made = {
+        "num_train": num_train,
+        "num_holdout": num_holdout,
+        "num_test": num_test,
+        "num_frames": num_frames,
+    }
+    named = [f"{key}={value}" for key, value in made.items()]
+    folder = _folder(out, sprites, *sorted(types), *named, str(motion_data.VERSION))
+    files = motion_data.write_jsonl(root, photos, folder, sprites=sprites, types=types, **made)
+    chosen = {name: files[f"{name}_frame" if middle_frame else name] for name in motion_data.SPLITS}
+    return JsonlChat(_split(chosen, split, "motion"))
 
 
 def _folder(out: str | Path, *options: str) -> Path:
