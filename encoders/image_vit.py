@@ -90,7 +90,7 @@ class TileViT(nn.Module):
             self.init_weights(seed)
         if weights is not None:
             read_weights(self, Path(weights), weights_format)
-        self._digest = Digest(self, self._as_stored())
+        self._digest = Digest(self, self.as_stored())
 
     def init_weights(self, seed: int) -> None:
         """Draw every weight from the seed; tile embeddings and gates are zero."""
@@ -142,7 +142,7 @@ class TileViT(nn.Module):
     @property
     def digest(self) -> str:
         """SHA-256 of the weights; a position table counts as it was stored, so it is the same at every tile size."""
-        return self._digest.of(self, self._as_stored())
+        return self._digest.of(self, self.as_stored())
 
     @property
     def identity(self) -> str:
@@ -160,7 +160,8 @@ class TileViT(nn.Module):
             std=self.std,
         )
 
-    def _as_stored(self) -> dict[str, Tensor]:
+    def as_stored(self) -> dict[str, Tensor]:
+        """Return, by name, the tensors that were resized on loading, as they were before."""
         return {"trunk.positions": self.trunk.stored_positions()}
 
 

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mm_llama.core.digest import digest_tensors
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.freeze import FreezeTable, shorten, stored_tensors, under
+from mm_llama.stages.identity import check_identity, is_encoder
 
 FORMAT = "mm_llama checkpoint 1"
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
@@ -131,7 +131,7 @@ def restore(
             f"{path} trained {state['train']}, but this stage trains {list(table.train)}: start another run, "
             "with this one as stage.init"
         )
-    _check_identity(model, path, state, allow_core_swap=False)
+    check_identity(model, path, state, allow_core_swap=False)
     frozen = [name for name in table.before if not under(name, table.train)]
     changed = [name for name in frozen if table.before[name] != state["before"].get(name)]
     if changed:
@@ -139,7 +139,7 @@ def restore(
             f"{path} was made with other frozen tensors: {shorten(changed)}; continuing would not be exact "
             "(another dtype, another encoder, or another adapter in stage.init?)"
         )
-    load_adapter(model, path)
+    load_adapter(model, path, fit=False)
     # What must change is judged from the start of the stage, not from here.
     table.start_from(state["before"])
     load_optimizer_tensors(optimizer, load_file(path / FILES[1]))
@@ -147,9 +147,18 @@ def restore(
 
 
 def load_adapter(
-    model: MultimodalLlama, source: str | Path, *, allow_core_swap: bool = False
+    model: MultimodalLlama,
+    source: str | Path,
+    *,
+    allow_core_swap: bool = False,
+    prefix: str = "",
+    fit: bool = True,
 ) -> LoadedAdapter:
     """Load the newest valid adapter of a run folder, or of one checkpoint folder, into `model`.
+
+    With a dotted `prefix` only the tensors below it are loaded. Those of an encoder (`modality.image.encoder`) go
+    with any core, because an encoder knows nothing of language. With `fit` a tensor of another shape is first given to
+    the nearest module above it that has `fit_tensor(name, tensor)`: a position table of another resolution is resized.
 
     Raises ValueError for another core or frozen encoder (both digests named), for tensors that the model
     lacks or the checkpoint lacks, for another shape, and for values that are not finite; nothing is loaded
@@ -157,9 +166,13 @@ def load_adapter(
     """
     path = find_checkpoint(source)
     state = read_state(path)
-    _check_identity(model, path, state, allow_core_swap)
-    targets = trained_tensors(model, state["train"])
-    loaded = load_file(path / FILES[0])
+    check_identity(model, path, state, allow_core_swap or is_encoder(prefix))
+    targets = _under(trained_tensors(model, state["train"]), prefix)
+    loaded = _under(load_file(path / FILES[0]), prefix)
+    if prefix and not loaded:
+        raise ValueError(f"{path} holds {state['train']}, nothing below {prefix}")
+    if fit:
+        loaded = {name: _fitted(model, name, tensor, targets) for name, tensor in loaded.items()}
     for names, problem in (
         ([name for name in loaded if name not in targets], "the model has no place for"),
         ([name for name in targets if name not in loaded], "it lacks"),
@@ -250,22 +263,6 @@ def read_run_config(source: str | Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def identity(model: MultimodalLlama, train: tuple[str, ...]) -> dict[str, Any]:
-    """Return the digests an adapter depends on: the core's and those of encoders that do not train."""
-    if not model.core.digest:
-        raise ValueError(
-            "the core carries no digest, so an adapter trained on it could not name it: set core.digest"
-        )
-    encoders = {}
-    for kind, modality in model.modality.items():
-        if modality.reads:
-            continue  # that encoder is in the table under its own modality
-        encoder = modality.get_submodule("encoder")
-        if not any(under(f"modality.{kind}.encoder.{name}", train) for name, _ in encoder.named_parameters()):
-            encoders[kind] = getattr(encoder, "digest", None) or digest_tensors(encoder.state_dict())
-    return {"core": model.core.digest, "encoders": encoders}
-
-
 def trained_tensors(model: nn.Module, train: tuple[str, ...] | list[str]) -> dict[str, Tensor]:
     """Return the parameters and persistent buffers under the prefixes: what a checkpoint holds."""
     return {name: tensor for name, tensor in stored_tensors(model).items() if under(name, train)}
@@ -301,21 +298,21 @@ def _named(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     }
 
 
-def _check_identity(
-    model: MultimodalLlama, path: Path, state: Mapping[str, Any], allow_core_swap: bool
-) -> None:
-    here = identity(model, tuple(state["train"]))
-    if here["core"] != state["core"] and not allow_core_swap:
-        raise ValueError(
-            f"{path} was trained on the core {state['core']}, but this core is {here['core']}: load the "
-            "core it was trained on, or declare the swap with stage.allow_core_swap=true"
-        )
-    for kind, wanted in state["encoders"].items():
-        if kind in here["encoders"] and here["encoders"][kind] != wanted:
-            raise ValueError(
-                f"{path} was trained with the {kind} encoder {wanted}, but this encoder is "
-                f"{here['encoders'][kind]}: give modality.{kind}.encoder the weights it was trained with"
-            )
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not prefix or under(name, [prefix])}
+
+
+def _fitted(model: nn.Module, name: str, tensor: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    """Return a loaded tensor as the module that owns it can hold it."""
+    if name not in targets or tensor.shape == targets[name].shape:
+        return tensor
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        owner: Any = model.get_submodule(".".join(parts[:end]))
+        if hasattr(owner, "fit_tensor"):
+            fitted: Tensor = owner.fit_tensor(".".join(parts[end:]), tensor)
+            return fitted
+    return tensor
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

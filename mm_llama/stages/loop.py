@@ -19,8 +19,9 @@ import torch
 
 from mm_llama.batch import Batch
 from mm_llama.model import MultimodalLlama
-from mm_llama.stages.checkpoint import identity, restore, save_checkpoint
+from mm_llama.stages.checkpoint import restore, save_checkpoint
 from mm_llama.stages.freeze import FreezeTable, freeze, set_train_mode, verify
+from mm_llama.stages.identity import identity
 from mm_llama.stages.metrics import (
     MetricsLog,
     config_hash,

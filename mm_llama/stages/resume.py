@@ -16,6 +16,7 @@ from mm_llama.stages.checkpoint import (
     read_state,
 )
 from mm_llama.stages.freeze import shorten, under
+from mm_llama.stages.identity import is_encoder
 
 # What may differ when a run continues: how long and how often, and where the work is done, but not what is
 # computed.
@@ -66,13 +67,19 @@ def load_init(
     allow_core_swap: bool,
     say: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Load the adapters of earlier stages; returns their lineages, joined. `say` is told of a swap of the core."""
+    """Load the adapters of earlier stages; returns their lineages, joined. `say` is told of a swap of the core.
+
+    A key is a dotted prefix below `modality`: `image` takes all that a run trained, which must lie there;
+    `image.encoder` takes the encoder out of a run, whatever else that run trained. Parts are loaded before wholes.
+    """
     lineage: list[dict[str, Any]] = []
-    for kind, source in init.items():
-        loaded = load_adapter(model, source, allow_core_swap=allow_core_swap)
-        if not all(under(prefix, [f"modality.{kind}"]) for prefix in loaded.state["train"]):
-            raise ValueError(f"stage.init.{kind}={source} holds {loaded.state['train']}, not modality.{kind}")
-        if say is not None and loaded.state["core"] != model.core.digest:
+    for key, source in sorted(init.items(), key=lambda entry: -entry[0].count(".")):
+        prefix = f"modality.{key}"
+        trained = read_state(find_checkpoint(source))["train"]
+        if "." not in key and not all(under(name, [prefix]) for name in trained):
+            raise ValueError(f"stage.init.{key}={source} holds {trained}, not {prefix}")
+        loaded = load_adapter(model, source, allow_core_swap=allow_core_swap, prefix=prefix)
+        if say is not None and loaded.state["core"] != model.core.digest and not is_encoder(prefix):
             say(
                 f"core swap, as declared: {source} was trained on the core {loaded.state['core']} and goes on "
                 f"on {model.core.digest}"

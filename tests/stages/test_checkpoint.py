@@ -12,7 +12,6 @@ from mm_llama.stages.checkpoint import (
     FILES,
     InvalidCheckpoint,
     find_checkpoint,
-    identity,
     load_adapter,
     newest_checkpoint,
     optimizer_tensors,
@@ -23,6 +22,7 @@ from mm_llama.stages.checkpoint import (
     validate,
 )
 from mm_llama.stages.freeze import freeze
+from mm_llama.stages.identity import identity
 from mm_llama.stages.optim import adamw
 from mm_llama.stages.steps import next_token
 
