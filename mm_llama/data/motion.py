@@ -31,7 +31,7 @@ SPLITS = ("train", "holdout", "test")
 TYPES = ("direction", "order", "count")
 COUNTS = ("one", "two", "three", "four")
 SIDE = 224
-VERSION = 1  # of what is drawn: clips of another version are made anew
+VERSION = 2  # of what is drawn: clips of another version are made anew
 
 Poses = list[Pose | None]
 
@@ -260,7 +260,7 @@ def _count(rng: random.Random, num_frames: int) -> Story:
 
 def _halves(num_frames: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The frames before and after the middle, without those next to it and the first and last."""
-    middle, margin = num_frames // 2, max(1, num_frames // 32)
+    middle, margin = num_frames // 2, num_frames // 16
     return (1, middle - margin + 1), (middle + margin, num_frames - 1)
 
 

@@ -206,7 +206,8 @@ def _tuxpaint(root: Path, seed: int) -> list[Sprite]:
             with Image.open(path) as image:
                 return [trimmed(image.convert("RGBA"))]
 
-        name = tuxpaint.base_stem(stamp.stem).rpartition("/")[2].replace("_", " ").replace("-", " ")
+        # Stems are no words ("fireman240a"), captions are sentences: the kind of thing is what it is called.
+        name = {"animals": "animal", "food": "food", "vehicles": "vehicle"}.get(stamp.category, "thing")
         split = tuxpaint.split_of(stamp.group, seed=seed)
         found.append(Sprite(stamp.stem, name, stamp.category, split, draw))
     return found
