@@ -223,8 +223,12 @@ def _next(batches: Iterator[Batch], done: int) -> Batch:
 
 
 def _forward_backward(model: MultimodalLlama, step: Step, micro_batches: Sequence[Batch]) -> list[StepOutput]:
-    """Leave the gradient of the mean over all targets of the micro-batches, as one big batch would."""
-    num_targets = sum(count_targets(batch) for batch in micro_batches)
+    """Leave the gradient of the mean over all targets of the micro-batches, as one big batch would.
+
+    A step whose loss has other terms says so with a `count(batch)` of its own.
+    """
+    count = getattr(step, "count", count_targets)
+    num_targets = sum(count(batch) for batch in micro_batches)
     if not num_targets:
         raise ValueError(f"nothing to learn from: no row of this step has targets: {sources(micro_batches)}")
     outputs = []
