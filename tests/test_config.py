@@ -129,7 +129,10 @@ def tiny(chats: Path, tmp_path: Path, *overrides: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", choices("stage"))
+# Video stages and annealing go on from an image run: the chains are in tests/test_video_stages.py and test_anneal.py.
+@pytest.mark.parametrize(
+    "name", [name for name in choices("stage") if not name.startswith(("video", "image_anneal"))]
+)
 def test_every_stage_takes_a_step_on_the_tiny_core(
     name: str, chats: Path, tmp_path: Path, own_cache: Path
 ) -> None:
