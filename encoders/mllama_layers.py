@@ -28,9 +28,9 @@ class Layout:
     @staticmethod
     def of(num_real: int, padding: list[tuple[int, int]], like: Tensor) -> Layout:
         """Return the layout of `num_real` tokens and then, per (tokens, occurrences), so many padding tokens."""
-        counts = [torch.full((tokens,), float(occurrences)) for tokens, occurrences in padding]
-        bias_S = torch.cat([torch.ones(num_real), *counts]).log()
-        return Layout(num_real, bias_S.to(like.device, like.dtype))
+        counts = [torch.full((tokens,), occurrences) for tokens, occurrences in [(num_real, 1), *padding]]
+        bias_S = torch.cat(counts).double().log()
+        return Layout(num_real, bias_S.to(like.dtype).to(like.device))
 
 
 class TileTable(nn.Module):
