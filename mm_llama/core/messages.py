@@ -11,7 +11,7 @@ from typing import Any
 ROLES = ("system", "user", "assistant", "ipython", "tool")
 MESSAGE_KEYS = ("role", "content", "train", "end_of_message", "python_tag")
 # type of a content part -> kind of medium; "<kind>_url" is the OpenAI spelling of the same part
-PART_KINDS = {"image": "image", "image_url": "image"}
+PART_KINDS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 SOURCE_KEYS = ("path", "url", "bytes", "base64")
 DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?(?P<base64>;base64)?,", re.IGNORECASE)
 
@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True)
 class MediaPart:
-    """A medium at its place in a message; `source` is a path, bytes, a PIL image or a tensor."""
+    """A medium at its place in a message; `source` is a path, bytes, a PIL image, a tuple of them, or a tensor."""
 
     kind: str
     source: Any
@@ -60,8 +60,9 @@ def messages_from_dicts(rows: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Messages of OpenAI-style dicts: `content` is a string or a list of text and media parts.
 
     A media part is `{"type": "image", "path" | "url" | "bytes" | "base64" | "image": ...}` or
-    `{"type": "image_url", "image_url": {"url": ...}}`; a url is a data URI or a local path, nothing is ever
-    fetched. Errors name the message, the part and the key.
+    `{"type": "image_url", "image_url": {"url": ...}}`, and the same with `video`; a url is a data URI or a local
+    path, nothing is ever fetched. Under `video` a list of pictures may stand, a clip frame by frame. Errors name
+    the message, the part and the key.
     """
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise ValueError(f"messages must be a list of messages, not {_kind(rows)}")
@@ -139,11 +140,22 @@ def _source(value: Any, key: str, medium: str, where: str) -> Any:
         raise ValueError(f"{where} must be a string, not {_kind(value)}")
     if hasattr(value, "__fspath__"):
         return str(value)
+    if key == medium == "video" and isinstance(value, list | tuple):
+        return _pictures(value, where)
     if value is None or isinstance(value, bool | int | float | list | tuple | Mapping):
-        raise ValueError(
-            f"{where} must be a path, a data URI, bytes, a picture or a tensor, not {_kind(value)}"
-        )
+        held = "a list of pictures" if medium == "video" else "a picture"
+        raise ValueError(f"{where} must be a path, a data URI, bytes, {held} or a tensor, not {_kind(value)}")
     return bytes(value) if isinstance(value, bytearray) else value
+
+
+def _pictures(value: Sequence[Any], where: str) -> tuple[Any, ...]:
+    """A clip given as its pictures: objects that only the reader of clips knows, so not strings or numbers."""
+    if not value:
+        raise ValueError(f"{where} is an empty list; expected the pictures of a clip")
+    for i, picture in enumerate(value):
+        if picture is None or isinstance(picture, str | bytes | int | float | list | tuple | Mapping):
+            raise ValueError(f"{where}[{i}] must be a picture, not {_kind(picture)}")
+    return tuple(value)
 
 
 def _address(value: str, medium: str, where: str) -> str | bytes:

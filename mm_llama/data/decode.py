@@ -55,7 +55,7 @@ def open_image(
 
     if isinstance(source, Image.Image):
         _check_size("the picture", source.size, max_pixels)
-        return _upright_rgb(source)
+        return upright_rgb(source)
     name, data = _read(source, max_bytes)
     # The decoders' own messages stay inside: on hostile bytes they have carried memory addresses to the
     # caller. What they raise is not confined to any type either.
@@ -66,14 +66,14 @@ def open_image(
             f"{name} has more pixels than the limit of {max_pixels:,}; make it smaller"
         ) from error
     except Exception:
-        found = _kind_of(data)
+        found = kind_of(data)
         if found in IMAGE_FORMATS:
             raise ValueError(f"{name} begins like a {found} picture but is cut short or damaged") from None
         raise ValueError(f"{name} holds {found or 'no known format'}; {_EXPECTED}") from None
     with image:
         _check_size(name, image.size, max_pixels)
         try:
-            return _upright_rgb(image)
+            return upright_rgb(image)
         except Exception:
             width, height = image.size
             raise ValueError(
@@ -134,7 +134,8 @@ def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
         raise ValueError(f"{name} has {size[0]}x{size[1]} pixels, so nothing to see")
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB with its EXIF orientation applied, transparent parts on white."""
     from PIL import Image
 
     turn = {
@@ -183,7 +184,7 @@ def _scaled_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(shown, "L").convert("RGB")
 
 
-def _kind_of(data: bytes) -> str | None:
+def kind_of(data: bytes) -> str | None:
     """What the first bytes look like, in a word, or None."""
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
