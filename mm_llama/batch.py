@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass
@@ -28,14 +29,32 @@ class Media:
 
 @dataclass
 class Batch:
-    """Rows of one step. A kind of media that is absent is not a key of `media`."""
+    """Rows of one step. A kind of media that is absent is not a key of `media`.
+
+    In packed rows several documents follow each other, numbered through the batch by `documents_BS`.
+    """
 
     tokens_BS: Tensor  # int64, right-padded with 0; placeholders hold 0 too
     lengths_B: Tensor  # int64
     targets_BS: Tensor | None = None  # bool: this token is to be predicted, from the position before it
-    documents_BS: Tensor | None = None  # int64: packed rows
+    documents_BS: Tensor | None = None  # int64, of packed rows: the document's number, -1 in the padding
     media: dict[str, Media] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)  # "file:line" of each row, for messages
+    sources: list[str] = field(default_factory=list)  # "file:line" of each row, or document, for messages
+
+    @property
+    def positions_BS(self) -> Tensor | None:
+        """Return int64[B, S] positions that begin anew with every document; None when rows are not packed."""
+        return None if self.documents_BS is None else restarting(self.documents_BS)
+
+    @property
+    def num_samples(self) -> int:
+        """Return the number of rows, or of the documents in packed ones."""
+        return len(self.lengths_B) if self.documents_BS is None else int(self.documents_BS.max()) + 1
+
+    def source_of(self, row: int, position: int) -> str:
+        """Return the "file:line" of what stands at a position, or words for it where none was given."""
+        number = row if self.documents_BS is None else int(self.documents_BS[row, position])
+        return self.sources[number] if 0 <= number < len(self.sources) else f"row {row} of the batch"
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Move every tensor; `dtype` casts the media items."""
@@ -50,3 +69,10 @@ class Batch:
         }
         media = {kind: item.to(device, dtype) for kind, item in self.media.items()}
         return replace(self, media=media, **move)  # type: ignore[arg-type]
+
+
+def restarting(documents_BS: Tensor) -> Tensor:
+    """Return int64[B, S] positions that count from 0 in every document of packed rows."""
+    places_S = torch.arange(documents_BS.shape[1], device=documents_BS.device)
+    opens_BS = F.pad(documents_BS[:, 1:] != documents_BS[:, :-1], (1, 0), value=True)
+    return places_S - torch.where(opens_BS, places_S, 0).cummax(1).values

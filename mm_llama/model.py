@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_llama.batch import Media
+from mm_llama.batch import Media, restarting
 from mm_llama.core.cache import KVCache
 from mm_llama.core.llama import Between, Llama
 from mm_llama.modality import CrossAttended, MediaState, Plan, plan
@@ -93,7 +93,8 @@ class MultimodalLlama(nn.Module):
         """Return float32 logits [B, S, V], or [T, V] at the True positions of bool[B, S] `at`.
 
         `media` comes from `attach`; `lengths_B` int64 lets padding skip the media blocks. The rest as in
-        `Llama.forward`; with a cache, `positions_BS` are row slots, else slots are 0..S-1.
+        `Llama.forward`; with a cache, `positions_BS` are row slots, else slots are 0..S-1. Packed rows have
+        `documents_BS`, also given to `attach`, and positions that begin anew with each document.
         """
         hidden = self.hidden(
             tokens_BS,
@@ -124,8 +125,8 @@ class MultimodalLlama(nn.Module):
         if cache is not None and positions_BS is not None:
             slots_BS = positions_BS
         start = 0
-        if self.prefixes is not None and cache is None and positions_BS is None and documents_BS is None:
-            start, states = self.prefixes(self, tokens_BS, lengths_B, media)
+        if self.prefixes is not None and cache is None and _counted_anew(positions_BS, documents_BS):
+            start, states = self.prefixes(self, tokens_BS, lengths_B, media, documents_BS)
         else:
             states = self.embed(tokens_BS, slots_BS, media)
         return self.core.hidden(
@@ -172,3 +173,10 @@ class MultimodalLlama(nn.Module):
                 flat = hidden.flatten(0, 1).index_copy(0, index, embedding.expand(len(here), -1))
                 hidden = flat.view_as(hidden)
         return hidden
+
+
+def _counted_anew(positions_BS: Tensor | None, documents_BS: Tensor | None) -> bool:
+    """Say whether every row, or every document of packed rows, stands at positions 0, 1, 2, ..."""
+    if documents_BS is None:
+        return positions_BS is None
+    return positions_BS is not None and torch.equal(positions_BS, restarting(documents_BS))

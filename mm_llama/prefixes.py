@@ -10,6 +10,7 @@ Shapes: B batch, S positions, D core width.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,39 +35,49 @@ class Prefixes:
         self._rows: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
     def __call__(
-        self, model: MultimodalLlama, tokens_BS: Tensor, lengths_B: Tensor | None, media: MediaState
+        self,
+        model: MultimodalLlama,
+        tokens_BS: Tensor,
+        lengths_B: Tensor | None,
+        media: MediaState,
+        documents_BS: Tensor | None = None,
     ) -> tuple[int, Tensor]:
-        """Return the lowest layer with a block and float[B, S, D] states that enter it, zero in the padding."""
+        """Return the lowest layer with a block and float[B, S, D] states that enter it, zero in the padding.
+
+        Of packed rows, each document is remembered as the row that it would be by itself.
+        """
         start = min(layer for attached in media.attached.values() for layer in attached.keys_values)
         B, S = tokens_BS.shape
         lengths = [S] * B if lengths_B is None else lengths_B.tolist()
-        placeholders: list[list[tuple[str, int]]] = [[] for _ in range(B)]
+        placeholders: list[list[tuple[int, str]]] = [[] for _ in range(B)]
         for kind, attached in media.attached.items():
             for row, slot in attached.placeholders:
-                placeholders[row].append((kind, slot))
+                placeholders[row].append((slot, kind))
         states = torch.zeros(B, S, model.core.config.dim, dtype=model.dtype, device=model.device)
-        for row, length in enumerate(lengths):
-            key = (tuple(tokens_BS[row, :length].tolist()), tuple(sorted(placeholders[row])), start)
+        for row, first, end in _pieces(lengths, documents_BS):
+            shown = tuple(
+                sorted((slot - first, kind) for slot, kind in placeholders[row] if first <= slot < end)
+            )
+            tokens_S = tokens_BS[row, first:end]
+            key = (tuple(tokens_S.tolist()), shown, start)
             found = self._rows.get(key)
             if found is None:
-                found = self._compute(model, tokens_BS[row : row + 1, :length], row, media, start)
+                found = self._compute(model, tokens_S, shown, start)
                 self._keep(key, found)
             else:
                 self.hits += 1
                 self._rows.move_to_end(key)
-            states[row, :length] = found
+            states[row, first:end] = found
         return start, states
 
     def _compute(
-        self, model: MultimodalLlama, tokens_1S: Tensor, row: int, media: MediaState, start: int
+        self, model: MultimodalLlama, tokens_S: Tensor, shown: Iterable[tuple[int, str]], start: int
     ) -> Tensor:
         self.misses += 1
         with torch.no_grad():
-            states = model.core.embedding(tokens_1S)[0]
-            for attached in media.attached.values():
-                slots = [slot for owner, slot in attached.placeholders if owner == row]
-                if slots:
-                    states[slots] = attached.modality.adapter.placeholder.to(states.dtype)
+            states = model.core.embedding(tokens_S)
+            for slot, kind in shown:
+                states[slot] = model.modality[kind].adapter.placeholder.to(states.dtype)
             return model.core.run(states[None], stop=start)[0]
 
     def _keep(self, key: tuple[object, ...], states: Tensor) -> None:
@@ -75,3 +86,13 @@ class Prefixes:
         while self.num_bytes > self.max_bytes and len(self._rows) > 1:
             _, dropped = self._rows.popitem(last=False)
             self.num_bytes -= dropped.nbytes
+
+
+def _pieces(lengths: list[int], documents_BS: Tensor | None) -> Iterator[tuple[int, int, int]]:
+    """Yield (row, first slot, end) of what is independent: each row, or each document of packed rows."""
+    for row, length in enumerate(lengths):
+        opens = [0]
+        if documents_BS is not None:
+            numbers = documents_BS[row, :length]
+            opens += (1 + (numbers[1:] != numbers[:-1]).nonzero().flatten()).tolist()
+        yield from ((row, first, end) for first, end in zip(opens, [*opens[1:], length], strict=True))

@@ -87,12 +87,14 @@ class OptimSchema:
 
 @dataclass
 class LoaderSchema:
-    """Batching: rows per micro-batch, bucketing window, workers, caching of frozen features."""
+    """Batching: rows per micro-batch, bucketing window, packing, workers, caching of frozen features."""
 
     batch_size: int = 16
     batch_tokens: int = 0
     max_tokens: int = 2048
     bucket_batches: int = 16
+    pack: bool = False
+    pack_tokens: int = 512
     num_workers: int = 0
     cache_features: bool = True
     on_too_long: str = "error"

@@ -1,4 +1,4 @@
-"""Batches from a mixture: bucketed by length, in one order whatever the worker count, resumable anywhere."""
+"""Batches from a mixture: bucketed by length or packed, in one order whatever the worker count, resumable anywhere."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mm_llama.batch import Batch
 from mm_llama.core.chat import ChatFormat
 from mm_llama.data.collate import LoadMedia, collate, load_item
 from mm_llama.data.mix import Mixture, Place, permutation
+from mm_llama.data.packing import collate_packed, cut
 from mm_llama.data.samples import (
     KeyOf,
     MediaRef,
@@ -51,9 +52,12 @@ class Skip:
 
 @dataclass(frozen=True)
 class Job:
-    """The rows of one batch, what was left out on the way to it, and where to go on after it."""
+    """The rows of one batch, what was left out on the way to it, and where to go on after it.
 
-    places: tuple[Place, ...]
+    A row is one document, or several when rows are packed.
+    """
+
+    rows: tuple[tuple[Place, ...], ...]
     skips: tuple[Skip, ...]
     after: Position
     error: str = ""
@@ -77,6 +81,9 @@ class Loader:
     shuffled. With `bucket_batches` 1 rows stay in the mixture's order. Micro-batches of one update are
     consecutive batches.
 
+    With `pack`, the documents of a window are packed into rows of at most `pack_tokens` first (see
+    `mm_llama.data.packing`), and `batch_size` counts those rows; a window is as many documents as without.
+
     `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; what
     is skipped is counted in `skipped` by cause, never replaced by another row, and more than `max_skipped`
     is an error. `load_media`, `encoded`: see `collate`. `wait_seconds` is the time spent waiting for
@@ -93,6 +100,8 @@ class Loader:
         batch_tokens: int = 0,
         bucket_batches: int = 16,
         max_tokens: int = 0,
+        pack: bool = False,
+        pack_tokens: int = 0,
         encoded: Collection[str] = (),
         media_keys: Mapping[str, KeyOf] | None = None,
         num_workers: int = 0,
@@ -105,6 +114,7 @@ class Loader:
             ("bucket_batches", bucket_batches, 1),
             ("batch_tokens", batch_tokens, 0),
             ("max_tokens", max_tokens, 0),
+            ("pack_tokens", pack_tokens, 1 if pack else 0),
             ("num_workers", num_workers, 0),
             ("max_skipped", max_skipped, 0),
         ):
@@ -113,12 +123,18 @@ class Loader:
         for name, choice in (("on_error", on_error), ("on_too_long", on_too_long)):
             if choice not in ("error", "skip"):
                 raise ValueError(f"loader.{name} must be 'error' or 'skip', not {choice!r}")
+        if pack and 0 < batch_tokens < pack_tokens:
+            raise ValueError(
+                f"loader.pack_tokens={pack_tokens} positions of one row do not fit in a batch of "
+                f"loader.batch_tokens={batch_tokens}: lower the one or raise the other"
+            )
         self.mixture = mixture
         self.chat = chat
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.bucket_batches = bucket_batches
         self.max_tokens = max_tokens
+        self.pack_tokens = pack_tokens if pack else 0
         self.num_workers = num_workers
         self.on_error = on_error
         self.on_too_long = on_too_long
@@ -129,7 +145,7 @@ class Loader:
         self.skipped: Counter[str] = Counter()
         self.skip_examples: list[str] = []
         self.wait_seconds = 0.0
-        self._work = _Work(mixture, chat, load_media or {}, encoded, media_keys, on_error == "skip")
+        self._work = _Work(mixture, chat, load_media or {}, encoded, media_keys, on_error == "skip", pack)
         # Lengths are found by rendering; remembered as -1 unknown, 0 not usable.
         self._lengths = [array("i", [-1]) * len(source) for source in mixture.sources]
 
@@ -140,7 +156,7 @@ class Loader:
             self.position = result.after
             if result.batch is not None:
                 self.num_batches += 1
-                self.num_samples += len(result.batch.sources)
+                self.num_samples += result.batch.num_samples
                 yield result.batch
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
@@ -165,7 +181,8 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. Raises ValueError when data or batching have changed since."""
         now = self._order()
-        for key, value in state["order"].items():
+        # States from before rows could be packed do not say that theirs were not.
+        for key, value in ({"pack_tokens": 0} | state["order"]).items():
             if now.get(key) != value:
                 raise ValueError(
                     f"the data position was saved with {key}={value!r} and now it is {now.get(key)!r}: "
@@ -185,6 +202,7 @@ class Loader:
             "batch_tokens": self.batch_tokens,
             "bucket_batches": self.bucket_batches,
             "max_tokens": self.max_tokens,
+            "pack_tokens": self.pack_tokens,
         }
 
     def _count(self, result: Result) -> None:
@@ -253,21 +271,21 @@ class Loader:
             for number in range(first, max(1, len(batches))):
                 last = number + 1 >= len(batches)
                 after = Position(*following) if last else Position(epoch, window, number + 1)
-                places = batches[number] if batches else ()
-                yield Job(places, skips if number == 0 else (), after)
+                rows = batches[number] if batches else ()
+                yield Job(rows, skips if number == 0 else (), after)
             (epoch, window), first = following, 0
 
     def _plan(
         self, epoch: int, window: int, size: int
-    ) -> tuple[list[tuple[Place, ...]], tuple[Skip, ...], str]:
-        """The batches of a window in their order, the rows left out, and the error that ends the stream."""
+    ) -> tuple[list[tuple[tuple[Place, ...], ...]], tuple[Skip, ...], str]:
+        """The batches of a window in their order, what was left out, and the error that ends the stream."""
         skips: list[Skip] = []
-        rows: list[tuple[int, int, Place]] = []
+        documents: list[tuple[int, int, Place]] = []
         start = window * size
         for index in range(start, min(start + size, len(self.mixture))):
             place = self.mixture.place(epoch, index)
             try:
-                rows.append((self._length(place), index, place))
+                documents.append((self._length(place), index, place))
             except TooLongError as problem:
                 if self.on_too_long == "error":
                     return [], (), str(problem)
@@ -276,9 +294,13 @@ class Loader:
                 if self.on_error == "error":
                     return [], (), str(problem)
                 skips.append(Skip("bad_row", str(problem)))
-        if self.bucket_batches > 1:
-            rows.sort()
-        batches = _cut(rows, self.batch_size, self.batch_tokens)
+        batches = cut(
+            documents,
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            sort=self.bucket_batches > 1,
+            pack_tokens=self.pack_tokens,
+        )
         if self.mixture.shuffle and self.bucket_batches > 1:
             order = permutation(len(batches), self.mixture.seed, BATCH_ORDER, epoch, window)
             batches = [batches[number] for number in order]
@@ -289,8 +311,8 @@ class Loader:
         if known < 0:
             known = count_tokens(self.mixture.row(place), self.chat)
             self._lengths[place.source][place.row] = known
-        limits = [limit for limit in (self.max_tokens, self.batch_tokens) if limit]
-        check_length(known, min(limits, default=0), self.mixture.name_of(place))
+        for key in ("max_tokens", "batch_tokens", "pack_tokens"):
+            check_length(known, getattr(self, key), self.mixture.name_of(place), f"loader.{key}")
         return known
 
 
@@ -305,6 +327,7 @@ class _Work(Dataset[Result]):
         encoded: Collection[str],
         media_keys: Mapping[str, KeyOf] | None,
         skip_errors: bool,
+        pack: bool,
     ) -> None:
         self.mixture = mixture
         self.chat = chat
@@ -312,49 +335,42 @@ class _Work(Dataset[Result]):
         self.encoded = frozenset(encoded)
         self.media_keys = media_keys
         self.skip_errors = skip_errors
+        self.pack = pack
 
     def __getitem__(self, job: Job) -> Result:
-        if job.error or not job.places:
+        if job.error or not job.rows:
             return Result(None, job.skips, job.after, job.error)
-        samples: list[Sample] = []
+        rows: list[list[Sample]] = []
         skips = list(job.skips)
         loaded: dict[tuple[str, str], Tensor] = {}
-        for place in job.places:
-            try:
-                sample = make_sample(self.mixture.row(place), self.chat, media_keys=self.media_keys)
-                for ref in sample.media:
-                    if (ref.kind, ref.key) not in loaded:
-                        loaded[ref.kind, ref.key] = load_item(ref, self.load_media, sample.source)
-            except (ValueError, OSError) as problem:
-                if not self.skip_errors:
-                    return Result(None, tuple(skips), job.after, str(problem))
-                skips.append(Skip("bad_media", str(problem)))
-                continue
-            samples.append(sample)
-        if not samples:
+        for places in job.rows:
+            samples: list[Sample] = []
+            for place in places:
+                try:
+                    samples.append(self._sample(place, loaded))
+                except (ValueError, OSError) as problem:
+                    if not self.skip_errors:
+                        return Result(None, tuple(skips), job.after, str(problem))
+                    skips.append(Skip("bad_media", str(problem)))
+            if samples:
+                rows.append(samples)
+        if not rows:
             return Result(None, tuple(skips), job.after)
         readers: dict[str, Callable[[MediaRef], Tensor]] = {
             kind: lambda ref: loaded[ref.kind, ref.key] for kind in self.load_media
         }
-        return Result(collate(samples, readers, encoded=self.encoded), tuple(skips), job.after)
+        if self.pack:
+            batch = collate_packed(rows, readers, encoded=self.encoded)
+        else:
+            batch = collate([sample for (sample,) in rows], readers, encoded=self.encoded)
+        return Result(batch, tuple(skips), job.after)
 
-
-def _cut(rows: list[tuple[int, int, Place]], batch_size: int, batch_tokens: int) -> list[tuple[Place, ...]]:
-    """Consecutive rows to batches of at most `batch_size` rows and `batch_tokens` padded positions."""
-    batches: list[tuple[Place, ...]] = []
-    current: list[Place] = []
-    longest = 0
-    for length, _, place in rows:
-        longest = max(longest, length)
-        if current and (
-            len(current) == batch_size or (batch_tokens and longest * (len(current) + 1) > batch_tokens)
-        ):
-            batches.append(tuple(current))
-            current, longest = [], length
-        current.append(place)
-    if current:
-        batches.append(tuple(current))
-    return batches
+    def _sample(self, place: Place, loaded: dict[tuple[str, str], Tensor]) -> Sample:
+        sample = make_sample(self.mixture.row(place), self.chat, media_keys=self.media_keys)
+        for ref in sample.media:
+            if (ref.kind, ref.key) not in loaded:
+                loaded[ref.kind, ref.key] = load_item(ref, self.load_media, sample.source)
+        return sample
 
 
 def _start_worker(number: int) -> None:

@@ -100,12 +100,12 @@ def distinct_media(
     return list(found.values())
 
 
-def check_length(num_tokens: int, max_tokens: int, source: str) -> None:
-    """Raise TooLongError when a row has more than `max_tokens` tokens (0: no limit)."""
+def check_length(num_tokens: int, max_tokens: int, source: str, key: str = "loader.max_tokens") -> None:
+    """Raise TooLongError when a row has more than `max_tokens` tokens (0: no limit), which `key` sets."""
     if max_tokens and num_tokens > max_tokens:
         raise TooLongError(
             f"{source}: the row has {num_tokens} tokens and the limit is {max_tokens}; "
-            "split it, raise loader.max_tokens, or set loader.on_too_long=skip"
+            f"split it, raise {key}, or set loader.on_too_long=skip"
         )
 
 

@@ -79,11 +79,16 @@ def means(outputs: Sequence[StepOutput], losses: Sequence[float]) -> dict[str, f
 
 
 def throughput(micro_batches: Sequence[Batch], seconds: float, waited: float) -> dict[str, float]:
-    """Return what went through a step of `seconds`, of which the data were `waited` for."""
+    """Return what went through a step of `seconds`, of which the data were `waited` for.
+
+    `padding` is the share of the batches' positions that hold no token.
+    """
     tokens = sum(int(batch.lengths_B.sum()) for batch in micro_batches)
-    samples = sum(len(batch.lengths_B) for batch in micro_batches)
+    positions = sum(batch.tokens_BS.numel() for batch in micro_batches)
+    samples = sum(batch.num_samples for batch in micro_batches)
     return {
         "tokens": tokens,
+        "padding": 1 - tokens / positions,
         "targets": sum(count_targets(batch) for batch in micro_batches),
         "samples": samples,
         "tokens_per_s": tokens / seconds,
@@ -91,6 +96,24 @@ def throughput(micro_batches: Sequence[Batch], seconds: float, waited: float) ->
         "data_wait": waited / seconds,
         "seconds": seconds,
         "memory_mb": peak_memory_mb(),
+    }
+
+
+def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return what went through all steps of a run, evaluations and saving left out; records as of `throughput`."""
+    counted = [record for record in records if "padding" in record]
+    tokens, samples, seconds = (
+        sum(record[key] for record in counted) for key in ("tokens", "samples", "seconds")
+    )
+    if not counted:
+        return {}
+    positions = sum(record["tokens"] / (1 - record["padding"]) for record in counted)
+    return {
+        "tokens": tokens,
+        "samples": samples,
+        "padding": 1 - tokens / positions,
+        "tokens_per_s": tokens / seconds,
+        "samples_per_s": samples / seconds,
     }
 
 

@@ -72,6 +72,7 @@ class Progress:
             f"lr {record['lr']:.2e}",
             f"{record['tokens_per_s']:,.0f} tokens/s",
             f"{record['samples_per_s']:.1f} samples/s",
+            f"padding {record['padding']:.0%}",
             f"data wait {record['data_wait']:.0%}",
             f"{record['memory_mb'] / 1024:.1f} GB",
             f"{left // 60}:{left % 60:02d} left",

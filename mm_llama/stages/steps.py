@@ -55,23 +55,26 @@ def predicting(batch: Batch) -> Tensor:
     if targets_BS is None:
         raise ValueError("the next_token step needs targets, but this batch has none (targets_BS is None)")
     _refuse(
-        batch, targets_BS[:, 0], "its first token is a target, but nothing comes before it to predict it from"
+        batch,
+        targets_BS[:, :1],
+        "its first token is a target, but nothing comes before it to predict it from",
     )
     padding_BS = torch.arange(targets_BS.shape[1], device=targets_BS.device) >= batch.lengths_B[:, None]
-    _refuse(batch, (targets_BS & padding_BS).any(1), "a target lies in the padding, past the row's length")
+    _refuse(batch, targets_BS & padding_BS, "a target lies in the padding, past the row's length")
     if batch.documents_BS is not None:
-        starts_BS = batch.documents_BS[:, 1:] != batch.documents_BS[:, :-1]
+        changes_BS = batch.documents_BS[:, 1:] != batch.documents_BS[:, :-1]
         _refuse(
             batch,
-            (targets_BS[:, 1:] & starts_BS).any(1),
+            targets_BS & F.pad(changes_BS, (1, 0)),
             "the first token of a packed document is a target, but the one before it is another document's",
         )
     for kind, media in batch.media.items():
-        placed = targets_BS[media.rows_M, media.positions_M]
-        rows = torch.zeros(len(targets_BS), dtype=torch.bool, device=targets_BS.device)
-        rows[media.rows_M[placed]] = True
+        placed_BS = torch.zeros_like(targets_BS)
+        placed_BS[media.rows_M, media.positions_M] = True
         _refuse(
-            batch, rows, f"a placeholder of {kind} is a target, but placeholders have no token to predict"
+            batch,
+            targets_BS & placed_BS,
+            f"a placeholder of {kind} is a target, but placeholders have no token to predict",
         )
     return F.pad(targets_BS[:, 1:], (0, 1))
 
@@ -106,12 +109,15 @@ def _chunk_loss(core: Llama, states_TD: Tensor, labels_T: Tensor) -> tuple[Tenso
 def _states(model: MultimodalLlama, batch: Batch) -> Tensor:
     media = model.attach(batch.media, batch.documents_BS)
     return model.hidden(
-        batch.tokens_BS, lengths_B=batch.lengths_B, documents_BS=batch.documents_BS, media=media
+        batch.tokens_BS,
+        lengths_B=batch.lengths_B,
+        positions_BS=batch.positions_BS,
+        documents_BS=batch.documents_BS,
+        media=media,
     )
 
 
-def _refuse(batch: Batch, rows_B: Tensor, why: str) -> None:
-    if bool(rows_B.any()):
-        row = int(rows_B.nonzero()[0])
-        source = batch.sources[row] if batch.sources else f"row {row} of the batch"
-        raise ValueError(f"{source}: {why}")
+def _refuse(batch: Batch, wrong_BS: Tensor, why: str) -> None:
+    if bool(wrong_BS.any()):
+        row, position = wrong_BS.nonzero()[0].tolist()
+        raise ValueError(f"{batch.source_of(row, position)}: {why}")

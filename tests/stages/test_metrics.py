@@ -5,7 +5,9 @@ import math
 import sys
 
 import pytest
+import torch
 
+from mm_llama.batch import Batch
 from mm_llama.stages.metrics import (
     MetricsLog,
     config_hash,
@@ -13,6 +15,7 @@ from mm_llama.stages.metrics import (
     peak_memory_mb,
     read_metrics,
     throughput,
+    totals,
     write_summary,
 )
 
@@ -95,6 +98,27 @@ def test_throughput_counts_real_tokens_and_not_padding(tiny_batch):
     assert tokens < sum(batch.tokens_BS.numel() for batch in batches)
     assert counted["tokens"] == tokens and counted["tokens_per_s"] == tokens / 2
     assert (counted["samples"], counted["samples_per_s"], counted["data_wait"]) == (8, 4.0, 0.25)
+    positions = sum(batch.tokens_BS.numel() for batch in batches)
+    assert counted["padding"] == 1 - tokens / positions > 0
+
+
+def test_packed_rows_count_as_the_documents_that_they_hold():
+    documents = torch.tensor([[0, 0, 1, 1, 1], [2, 2, 2, -1, -1]])
+    batch = Batch(torch.ones(2, 5, dtype=torch.long), torch.tensor([5, 3]), documents_BS=documents)
+    counted = throughput([batch], seconds=1.0, waited=0.0)
+    assert (counted["tokens"], counted["samples"], counted["samples_per_s"]) == (8, 3, 3.0)
+    assert counted["padding"] == pytest.approx(0.2)
+
+
+def test_totals_weigh_steps_by_what_they_hold():
+    records = [
+        {"tokens": 90, "samples": 3, "seconds": 2.0, "padding": 0.1},
+        {"tokens": 100, "samples": 1, "seconds": 3.0, "padding": 0.5},
+    ]
+    assert totals(records) == pytest.approx(
+        {"tokens": 190, "samples": 4, "padding": 1 - 190 / 300, "tokens_per_s": 38.0, "samples_per_s": 0.8}
+    )
+    assert totals([{"step": 1}]) == {}
 
 
 def test_the_summary_is_plain_json_and_replaces_the_old_one(tmp_path):

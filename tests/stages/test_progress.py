@@ -15,6 +15,7 @@ def record(step):
         "lr": 1e-3,
         "tokens_per_s": 1234.5,
         "samples_per_s": 56.78,
+        "padding": 0.125,
         "data_wait": 0.031,
         "memory_mb": 1536.0,
     }
@@ -68,5 +69,5 @@ def test_on_a_terminal_one_line_is_drawn_again_and_notes_stay():
     assert "continuing after step 3" in shown
     for part in ("image_sft", "step 5/9", "loss 1.2346", "lr 1.00e-03", "1,234 tokens/s", "56.8 samples/s"):
         assert part in shown
-    assert "data wait 3%" in shown and "1.5 GB" in shown and "left" in shown
+    assert "padding 12%" in shown and "data wait 3%" in shown and "1.5 GB" in shown and "left" in shown
     assert "{" not in shown

@@ -114,8 +114,10 @@ def test_a_target_in_the_padding_is_an_error(tiny_model):
 
 def test_a_target_that_opens_a_packed_document_is_an_error(tiny_model):
     documents = torch.tensor([[0, 0, 1, 1]])
-    with pytest.raises(ValueError, match=r"chat\.jsonl:7: the first token of a packed document is a target"):
-        next_token(tiny_model(), row([5, 6, 7, 8], [False, True, True, True], documents_BS=documents))
+    batch = row([5, 6, 7, 8], [False, True, True, True], documents_BS=documents)
+    batch.sources.append("chat.jsonl:8")
+    with pytest.raises(ValueError, match=r"chat\.jsonl:8: the first token of a packed document is a target"):
+        next_token(tiny_model(), batch)
     next_token(tiny_model(), row([5, 6, 7, 8], [False, True, False, True], documents_BS=documents))
 
 
