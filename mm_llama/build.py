@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir, conf_dir
+from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
     from mm_llama.core.weights import LoadedCore
@@ -146,7 +147,13 @@ def build_core(cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32, devic
         core.digest = digest_tensors(core.state_dict())
         return LoadedCore(core.to(device, dtype), _tokenizer(cfg, config), cfg["chat"])
     tokenizer = None if cfg.get("tokenizer") is None else resolve_source(cfg["tokenizer"])
-    loaded = load_core(resolve_source(source), dtype=dtype, device=device, tokenizer_path=tokenizer)
+    path = resolve_source(source)
+    load: Callable[..., LoadedCore] = load_core
+    if is_vision(path):
+        from mm_llama.released.load import load_text_core
+
+        load = load_text_core
+    loaded = load(path, dtype=dtype, device=device, tokenizer_path=tokenizer)
     differing = [
         f"{key}={getattr(config, key)} (checkpoint: {getattr(loaded.core.config, key)})"
         for key in (
@@ -184,21 +191,25 @@ def _tokenizer(cfg: Mapping[str, Any], config: LlamaConfig) -> Tokenizer:
 
 
 def build_modalities(
-    cfg: Mapping[str, Any], core: LlamaConfig, device: str = "cpu"
+    cfg: Mapping[str, Any],
+    core: LlamaConfig,
+    device: str = "cpu",
+    released: Mapping[str, CrossAttended] | None = None,
 ) -> dict[str, CrossAttended]:
     """Build every modality that the config holds; an empty one (`none`) is left out.
 
-    One with `reads` uses the encoder of the modality it names, which must be there too.
+    One with `reads` uses the encoder of the modality it names, which must be there too. One with a `source` is not
+    built: it is in `released`.
     """
-    modalities = {}
+    modalities = dict(released or {})
     for name, parts in cfg.items():
-        if not parts:
+        if not parts or (parts.get("source") and name in modalities):
             continue
         width = parts["adapter"].get("dim", core.dim)
         if width != core.dim:
             raise ValueError(f"modality.{name}.adapter.dim is {width}, but the core is {core.dim} wide")
         reads = parts.get("reads") or ""
-        if reads and not cfg.get(reads):
+        if reads and not cfg.get(reads) and reads not in modalities:
             raise ValueError(
                 f"modality/{name} reads the {reads} encoder, but there is none: choose modality/{reads}=NAME as well"
             )
@@ -209,15 +220,42 @@ def build_modalities(
     return modalities
 
 
+def _released(
+    cfg: Mapping[str, Any],
+    core: Llama,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    allow_core_swap: bool = False,
+) -> dict[str, CrossAttended]:
+    """Load the modalities whose config names a released checkpoint as their `source`."""
+    modalities = {}
+    for name, parts in cfg.items():
+        if not parts or not parts.get("source"):
+            continue
+        from mm_llama.released.load import load_modality
+
+        modalities[name] = load_modality(
+            resolve_source(str(parts["source"])),
+            core,
+            encoder=parts.get("encoder"),
+            dtype=dtype,
+            device=device,
+            allow_core_swap=allow_core_swap,
+        )
+    return modalities
+
+
 def build_model(
     cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
     """Build the model of a resolved train config: core in `dtype`, everything of it frozen, adapters float32."""
     loaded = build_core(cfg["core"], dtype, device)
     assert loaded.tokenizer is not None
-    model = MultimodalLlama(
-        loaded.core, build_modalities(cfg.get("modality", {}), loaded.core.config, device)
-    )
+    parts = cfg.get("modality", {})
+    swap = bool(cfg.get("stage", {}).get("allow_core_swap"))
+    released = _released(parts, loaded.core, torch.float32, device, allow_core_swap=swap)
+    model = MultimodalLlama(loaded.core, build_modalities(parts, loaded.core.config, device, released))
     model.requires_grad_(False).eval()
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
 
@@ -230,14 +268,26 @@ def load_model(
 ) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
     """Build a core by config name or checkpoint path and attach trained adapters by their run folders.
 
-    A run's own config is read as data: what it may build is limited to this package's encoders and adapters.
+    A vision checkpoint brings its own image adapter; one that is given as an adapter lends its own to a plain core
+    of the same weights. A run's own config is read as data: what it may build is limited to this package's encoders
+    and adapters.
     """
     from mm_llama.stages.checkpoint import load_adapter
 
-    loaded = _core_by_name(core, dtype, device)
-    assert loaded.tokenizer is not None
     runs, parts = _modalities_of_runs(adapters)
-    model = MultimodalLlama(loaded.core, build_modalities(parts, loaded.core.config, device))
+    if is_vision(core):
+        from mm_llama.released.load import load_vision
+
+        loaded, image = load_vision(core, dtype=dtype, device=device)
+        released = {"image": image}
+    else:
+        loaded = _core_by_name(core, dtype, device)
+        released = _released(parts, loaded.core, dtype, device)
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{core} holds no tokenizer, so nothing can be said to it: put its tokenizer files there"
+        )
+    model = MultimodalLlama(loaded.core, build_modalities(parts, loaded.core.config, device, released))
     model.requires_grad_(False).eval()
     for run in runs:
         load_adapter(model, run)
@@ -251,14 +301,20 @@ def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dic
     """Return the runs to load, in order, and the config of every modality that they bring.
 
     A run brings what it trained. What it was trained beside (the image adapter of a video run) comes from another
-    run that is given, else from the run that it named as its start.
+    run that is given, else from the run or the released checkpoint that it named as its start.
     """
     from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
 
     parts: dict[str, Any] = {}
     runs: list[Path] = []
     beside: dict[str, tuple[Path, Path]] = {}  # modality -> its run, the run that names it
+    sources: dict[str, Any] = {}
     for run in map(Path, adapters):
+        if is_vision(run):
+            if "image" in parts:
+                raise ValueError(f"{run} brings a second image adapter; attach one adapter of a kind")
+            parts["image"] = {"source": str(run)}
+            continue
         config = read_run_config(run)
         trained = {prefix.split(".")[1] for prefix in read_state(find_checkpoint(run))["train"]}
         for name, part in config["modality"].items():
@@ -266,6 +322,8 @@ def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dic
                 if name in parts:
                     raise ValueError(f"{run} brings a second {name} adapter; attach one adapter of a kind")
                 parts[name] = _checked_parts(run, name, part)
+            elif part and part.get("source"):
+                sources[name] = {"source": part["source"]}
         for name, start in (config["stage"].get("init") or {}).items():
             if start and name.split(".")[0] not in trained:
                 beside[name.split(".")[0]] = (Path(start), run)
@@ -279,6 +337,7 @@ def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dic
             )
         parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
         runs.insert(0, start)
+    parts = sources | parts
     # Those that read another's encoder stand behind it, whatever the order in which they were given.
     return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mm_llama.data.decode import open_image
+from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     files, question = _files_and_question(options.words)
     pictures = [_open(file) for file in files]
-    adapters = _adapters(options.adapter, files)
+    adapters = _adapters(options.adapter, files, options.core)
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
 
@@ -178,8 +179,8 @@ def _medium(name: str) -> str:
     return kind if kind in ("image", "video", "audio") else ""
 
 
-def _adapters(given: list[str] | None, files: list[str]) -> list[Path]:
-    """The runs to attach: those named, else the demo's where there are pictures."""
+def _adapters(given: list[str] | None, files: list[str], core: str) -> list[Path]:
+    """The runs to attach: those named, else the demo's where there are pictures and the core has no eyes itself."""
     if given is not None:
         for run in given:
             if not os.path.isdir(run):
@@ -188,7 +189,7 @@ def _adapters(given: list[str] | None, files: list[str]) -> list[Path]:
                     f"--adapter {run} {what}: name the folder of a finished run, such as {DEFAULT_ADAPTER}"
                 )
         return [Path(run) for run in given]
-    if not files:
+    if not files or is_vision(core):
         return []
     if not DEFAULT_ADAPTER.is_dir():
         raise ValueError(

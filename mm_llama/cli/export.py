@@ -7,8 +7,14 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mm_llama.released.detect import is_vision
+
+if TYPE_CHECKING:
+    from mm_llama.core.stored import StoredTensors
 
 DTYPES = ("stored", "float32", "bfloat16", "float16")
 
@@ -76,21 +82,16 @@ def write(
         raise ValueError(f"--shard-gb is {options.shard_gb}; expected a size above 0")
     import torch
 
-    from mm_llama.core.export import staged_folder, write_huggingface
-    from mm_llama.core.weights import load_vocabulary, open_checkpoint
+    from mm_llama.core.export import staged_folder
 
-    checkpoint = open_checkpoint(source, tokenizer_path=tokenizer)
+    opened: _Text | _Vision = (_Vision if is_vision(source) else _Text)(source, tokenizer)
+    checkpoint = opened.checkpoint
     tensors = checkpoint.tensors.finite()
     if options.dtype != "stored":
         tensors = tensors.cast(getattr(torch, options.dtype))
     with staged_folder(options.out) as folder:
-        digest = write_huggingface(
-            checkpoint.config,
-            tensors,
-            load_vocabulary(checkpoint),
-            folder,
-            chat=chat or checkpoint.chat,
-            shard_bytes=int(options.shard_gb * 1e9),
+        digest = opened.write(
+            tensors, folder, chat=chat or checkpoint.chat, shard_bytes=int(options.shard_gb * 1e9)
         )
         names = [_copy_adapter(run, folder, digest) for run in adapters]
         files = list(folder.glob("*.safetensors"))
@@ -118,6 +119,36 @@ def write(
     for name in names:
         print(f"adapter   {name}")
     return 0
+
+
+class _Text:
+    """A plain checkpoint on its way to a folder."""
+
+    def __init__(self, source: str | Path, tokenizer: str | None) -> None:
+        from mm_llama.core.weights import load_vocabulary, open_checkpoint
+
+        self.checkpoint = open_checkpoint(source, tokenizer_path=tokenizer)
+        self.tokenizer = load_vocabulary(self.checkpoint)
+
+    def write(self, tensors: StoredTensors, folder: Path, **options: Any) -> str:
+        from mm_llama.core.export import write_huggingface
+
+        return write_huggingface(self.checkpoint.config, tensors, self.tokenizer, folder, **options)
+
+
+class _Vision:
+    """A vision checkpoint on its way to a folder, whole."""
+
+    def __init__(self, source: str | Path, tokenizer: str | None) -> None:
+        from mm_llama.released.load import open_vision, vision_vocabulary
+
+        self.checkpoint = open_vision(source, tokenizer_path=tokenizer)
+        self.tokenizer = vision_vocabulary(self.checkpoint)
+
+    def write(self, tensors: StoredTensors, folder: Path, **options: Any) -> str:
+        from mm_llama.released.export import write_vision
+
+        return write_vision(replace(self.checkpoint, tensors=tensors), self.tokenizer, folder, **options)
 
 
 def _copy_adapter(run: str, folder: Path, digest: str) -> str:

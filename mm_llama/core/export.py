@@ -72,27 +72,33 @@ def write_huggingface(
     shard_bytes: int = 5_000_000_000,
 ) -> str:
     """Fill an empty folder and return the digest of the tensors in it; at most one shard is in memory."""
-    shards = _plan(tensors, shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        part = {HF_NAMES.of(name): tensors[name].contiguous() for name in names}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(folder.stat().st_mode & 0o666)  # not only for its owner
-        weight_map |= dict.fromkeys(part, file)
-    if len(shards) > 1:
-        total = sum(_size(entry) for entry in tensors.entries.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    dtypes = {entry.dtype for entry in tensors.entries.values()}
-    dtype = str(dtypes.pop() if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
-    ends = _special_ids(tokenizer, chat)
-    _write_json(folder / "config.json", {**config_to_json(config), **ends, "torch_dtype": dtype})
-    _write_json(folder / "generation_config.json", ends)
+    published = StoredTensors({HF_NAMES.of(name): entry for name, entry in tensors.entries.items()})
+    dtype = write_safetensors(published, folder, shard_bytes=shard_bytes)
+    ends = special_ids(tokenizer, chat)
+    write_json(folder / "config.json", {**config_to_json(config), **ends, "torch_dtype": dtype})
+    write_json(folder / "generation_config.json", ends)
     if tokenizer is not None:
         tokenizer.save(folder, chat_template=tokenizer.chat_template or TEMPLATES.get(chat))
     digest = digest_tensors(open_huggingface(folder).tensors)
     (folder / "README.md").write_text(_card(config, dtype, digest), encoding="utf-8")
     return digest
+
+
+def write_safetensors(tensors: StoredTensors, folder: Path, *, shard_bytes: int) -> str:
+    """Write tensors under the names they have, with an index where one file is not enough; return their dtype."""
+    shards = _plan(tensors, shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        part = {name: tensors[name].contiguous() for name in names}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # not only for its owner
+        weight_map |= dict.fromkeys(part, file)
+    if len(shards) > 1:
+        total = sum(_size(entry) for entry in tensors.entries.values())
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    dtypes = {entry.dtype for entry in tensors.entries.values()}
+    return str(dtypes.pop() if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
 
 
 @contextmanager
@@ -130,7 +136,8 @@ def _size(entry: Entry) -> int:
     return entry.dtype.itemsize * torch.Size(entry.shape).numel()
 
 
-def _special_ids(tokenizer: Tokenizer | None, chat: str) -> dict[str, Any]:
+def special_ids(tokenizer: Tokenizer | None, chat: str) -> dict[str, Any]:
+    """Return the ids that begin a text and end generation, as config.json names them."""
     if tokenizer is None:
         return {}
     from mm_llama.core.chat import chat_format
@@ -144,7 +151,8 @@ def _special_ids(tokenizer: Tokenizer | None, chat: str) -> dict[str, Any]:
     return ids
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write an object as JSON."""
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
