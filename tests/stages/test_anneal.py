@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapters.positions import resize_positions
 from mm_llama.build import build_model, compose_config, resolve
+from mm_llama.data.features import FeatureCache
 from mm_llama.model import MultimodalLlama
 from mm_llama.stage_run import StageResult, run_stage
 from mm_llama.stages.checkpoint import find_checkpoint, load_adapter, read_state
@@ -34,13 +35,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         content = [{"type": "image", "path": f"{number}.png"}, {"type": "text", "text": "?"}]
         rows.append([{"role": "user", "content": content}, {"role": "assistant", "content": colour}])
     (folder / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows), "utf-8")
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MM_LLAMA_CACHE", str(folder / "cache"))
         yield folder
+    torch.set_num_threads(threads)
 
 
 def config(folder: Path, *overrides: str) -> Any:
-    common = ("core=tiny", "data=jsonl", f"data.train.0.source.path={folder / 'rows.jsonl'}", "dtype=float32")
+    common = (
+        "core=tiny",
+        "data=jsonl",
+        f"data.train.0.source.path={folder / 'rows.jsonl'}",
+        "dtype=float32",
+        "threads=1",
+    )
     small = (
         "stage.num_steps=3",
         "loader.batch_size=2",
@@ -159,6 +168,18 @@ def test_tiles_are_annealed_at_larger_tiles(pretrained: dict[str, Path], folder:
     assert all(torch.equal(own[key], saved[key]) for key in saved if key not in resized)
     init = (f"stage.init.image={pretrained['tiles']}", "stage.train=[modality.image]", "name=tiles_annealed")
     assert anneal(folder, *larger, *init).exit_code == 0
+
+
+def test_features_come_from_the_encoder_that_the_stage_starts_with(
+    pretrained: dict[str, Path], folder: Path
+) -> None:
+    _, model = loaded_into(pretrained["both"], "modality/image=tiny")
+    encoder: Any = model.modality["image"].encoder
+    features = FeatureCache(folder / "cache/features", encoder.digest, encoder.identity).folder
+    assert not features.exists()
+    init = f"stage.init.image={pretrained['both']}"
+    run_stage(config(folder, "stage=image_sft", "modality/image=tiny", init, "name=frozen"))
+    assert features.exists()
 
 
 def test_a_table_that_is_no_grid_of_the_same_proportions_is_refused(
