@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from adapters.image import ImageAdapter
@@ -9,8 +10,10 @@ from encoders.image_vit import TileViT
 from encoders.image_vit_layers import resize_table
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.llama import Llama, LlamaConfig
+from mm_llama.data.samples import MediaRef
 from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
+from mm_llama.stage_run import MediaReader
 from mm_llama.stages.checkpoint import load_adapter, restore, save_checkpoint
 from mm_llama.stages.freeze import freeze
 from mm_llama.stages.identity import identity
@@ -141,6 +144,16 @@ def test_going_on_with_the_same_run_never_resizes(tmp_path):
         ValueError, match=r"shapes differ from the model's for .*positions \(\(4, 16\), model \(36, 16\)\)"
     ):
         restore(next(tmp_path.glob("checkpoints/step*")), model, adamw(trained), table)
+
+
+def test_making_features_in_bfloat16_leaves_the_weights_as_they_were(tmp_path):
+    model = make_model()
+    before = tensors(model, ENCODER)
+    reader = MediaReader(model, [ADAPTER], folder=tmp_path)
+    picture = Image.new("RGB", (20, 20), "red")
+    reader.encode("image", [MediaRef("image", 0, picture, "red")], reader.caches["image"])
+    assert reader.caches["image"].get("red").dtype == torch.bfloat16
+    assert same(tensors(model, ENCODER), before)
 
 
 def test_an_encoder_that_trained_in_part_names_what_it_stood_on(tmp_path):
