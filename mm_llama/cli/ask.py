@@ -1,4 +1,4 @@
-"""`mm-llama ask [FILES...] "question"`: an answer about pictures, or to plain text. Plain arguments.
+"""`mm-llama ask [FILES...] "question"`: an answer about pictures and clips, or to plain text. Plain arguments.
 
 Everything that can be wrong with the arguments and the files is found before torch is imported.
 """
@@ -12,22 +12,25 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mm_llama.data.decode import open_image
+from mm_llama.data.video import medium_of, probe_clip
 from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from mm_llama.generation.engine import Generated, TextStream
 
-DEFAULT_ADAPTER = Path("runs/demo/image")  # where `make demo` leaves it
+# Where `make demo` leaves them, by what they see.
+DEFAULT_ADAPTERS = {"image": Path("runs/demo/image"), "video": Path("runs/demo/video")}
+DEFAULT_ADAPTER = DEFAULT_ADAPTERS["image"]
 
 _EXAMPLES = """examples:
   mm-llama ask photo.jpg "What is in this picture?"
   mm-llama ask before.png after.png "What has changed?"
+  mm-llama ask clip.mp4 "What is happening?"
   mm-llama ask "What is the capital of France?"
 """
 
@@ -37,8 +40,8 @@ def main(argv: list[str]) -> int:
     started = time.perf_counter()
     options = _parser().parse_intermixed_args(argv)
     files, question = _files_and_question(options.words)
-    pictures = [_open(file) for file in files]
-    adapters = _adapters(options.adapter, files, options.core)
+    media = [_open(file) for file in files]
+    adapters = _adapters(options.adapter, media, options.core)
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
 
@@ -50,8 +53,15 @@ def main(argv: list[str]) -> int:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
     loaded = time.perf_counter()
+    if "speech" not in assistant.model.modality:
+        for medium in media:
+            if medium.has_sound:
+                print(
+                    f"note: the sound of {medium.file} is not heard, only its pictures are seen",
+                    file=sys.stderr,
+                )
     answer = assistant.chat(
-        _messages(pictures, question),
+        _messages(media, question),
         max_new_tokens=options.max_new_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -91,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mm-llama ask",
         usage='mm-llama ask [options] [FILES ...] "question"',
-        description="Answer a question about pictures, or about nothing but the question.",
+        description="Answer a question about pictures and clips, or about nothing but the question.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -101,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="FILES ... question",
-        help="pictures (JPEG, PNG, WEBP, GIF), then the question",
+        help="pictures (JPEG, PNG, WEBP, GIF) and clips (MP4, MOV, WebM, MKV, AVI, animated GIF and WEBP), "
+        "then the question",
     )
     add(
         "--core",
@@ -112,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter",
         action="append",
         metavar="RUN",
-        help=f"folder of a finished run; may be repeated (default, for pictures: {DEFAULT_ADAPTER})",
+        help="folder of a finished run; may be repeated "
+        f"(default: {DEFAULT_ADAPTERS['image']} for pictures, {DEFAULT_ADAPTERS['video']} for clips)",
     )
     add("--system", metavar="TEXT", help="a system message before the question")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")
@@ -150,27 +162,36 @@ def _files_and_question(words: Sequence[str]) -> tuple[list[str], str]:
             f"{question} is a file, so the question is missing: it comes last, in quotes; {example}"
         )
     if os.path.isdir(question):
-        raise ValueError(f"{question} is a folder: give pictures one by one and the question last; {example}")
+        raise ValueError(f"{question} is a folder: give files one by one and the question last; {example}")
     if not question[-1:].isspace() and len(question.split()) == 1 and _medium(question):
         raise ValueError(f"there is no file {question}, and the question is missing; {example}")
     return files, question
 
 
-def _open(file: str) -> Image.Image:
-    """The picture of one file, decoded; an error for everything that is none."""
+@dataclass(frozen=True)
+class _Medium:
+    """A file that was looked at: a decoded picture, or the path of a clip whose header was read."""
+
+    file: str
+    kind: str
+    source: Any
+    has_sound: bool = False
+
+
+def _open(file: str) -> _Medium:
+    """What one file holds, by its content; an error for everything that is neither picture nor clip."""
+    kind = medium_of(file) if os.path.isfile(file) else "image"
+    if kind == "video":
+        return _Medium(file, kind, file, probe_clip(file).has_audio)
+    if kind == "audio":
+        raise ValueError(f"{file} is a recording, and `ask` takes pictures and clips only so far")
     try:
-        return open_image(file)
+        return _Medium(file, "image", open_image(file))
     except FileNotFoundError:
         hint = "" if Path(file).suffix or os.sep in file else ' (put the question in quotes: "What is this?")'
         raise FileNotFoundError(f"there is no file {file}{hint}") from None
     except ValueError as error:
-        medium = _medium(file)
-        if medium in ("video", "audio") and os.path.isfile(file):
-            raise ValueError(
-                f"{file} is {'a video' if medium == 'video' else 'a recording'}, and `ask` takes pictures "
-                "only so far: JPEG, PNG, WEBP or GIF"
-            ) from None
-        raise error
+        raise ValueError(f"{error}{'' if kind else ', or an MP4, MOV, WebM, MKV or AVI clip'}") from None
 
 
 def _medium(name: str) -> str:
@@ -179,8 +200,8 @@ def _medium(name: str) -> str:
     return kind if kind in ("image", "video", "audio") else ""
 
 
-def _adapters(given: list[str] | None, files: list[str], core: str) -> list[Path]:
-    """The runs to attach: those named, else the demo's where there are pictures and the core has no eyes itself."""
+def _adapters(given: list[str] | None, media: list[_Medium], core: str) -> list[Path]:
+    """The runs to attach: those named, else the demo's for what is to be seen and the core does not see itself."""
     if given is not None:
         for run in given:
             if not os.path.isdir(run):
@@ -189,19 +210,23 @@ def _adapters(given: list[str] | None, files: list[str], core: str) -> list[Path
                     f"--adapter {run} {what}: name the folder of a finished run, such as {DEFAULT_ADAPTER}"
                 )
         return [Path(run) for run in given]
-    if not files or is_vision(core):
-        return []
-    if not DEFAULT_ADAPTER.is_dir():
-        raise ValueError(
-            f"there is no trained image adapter to see {files[0]} with ({DEFAULT_ADAPTER} does not exist "
-            "here): train one with `make demo` (minutes) or `mm-llama train stage=image_pretrain ...`, "
-            "or name a finished run with --adapter RUN"
-        )
-    return [DEFAULT_ADAPTER]
+    first = {medium.kind: medium.file for medium in reversed(media)}
+    if first and is_vision(core):
+        first.pop("image", None)
+    for kind, file in first.items():
+        if not DEFAULT_ADAPTERS[kind].is_dir():
+            raise ValueError(
+                f"there is no trained {kind} adapter to see {file} with ({DEFAULT_ADAPTERS[kind]} does not exist "
+                f"here): train one with `make demo` (minutes) or `mm-llama train stage={kind}_pretrain ...`, "
+                "or name a finished run with --adapter RUN"
+            )
+    # A video adapter reads the image encoder, so its run comes with the image run.
+    beside = "video" in first and DEFAULT_ADAPTER.is_dir() and not is_vision(core)
+    return [run for kind, run in DEFAULT_ADAPTERS.items() if kind in first or (kind == "image" and beside)]
 
 
-def _messages(pictures: list[Image.Image], question: str) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in pictures]
+def _messages(media: list[_Medium], question: str) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": medium.kind, medium.kind: medium.source} for medium in media]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
 
 

@@ -36,7 +36,16 @@ _SIGNATURES = (
     (b"\x1aE\xdf\xa3", "Matroska or WebM video"),
     (b"OggS", "Ogg"),
     (b"ID3", "MP3"),
+    (b"\xff\xfb", "MP3"),
+    (b"\xff\xf3", "MP3"),
+    (b"\xff\xf2", "MP3"),
+    (b"\xff\xf1", "AAC"),
+    (b"\xff\xf9", "AAC"),
     (b"fLaC", "FLAC"),
+    (b"FLV\x01", "Flash video"),
+    (b"\0\0\x01\xba", "MPEG program stream"),
+    (b"#EXTM3U", "playlist"),
+    (b"ffconcat", "list of files"),
 )
 _RIFF = {b"WEBP": "WEBP", b"WAVE": "WAV", b"AVI ": "AVI video"}
 
@@ -69,7 +78,8 @@ def open_image(
         found = kind_of(data)
         if found in IMAGE_FORMATS:
             raise ValueError(f"{name} begins like a {found} picture but is cut short or damaged") from None
-        raise ValueError(f"{name} holds {found or 'no known format'}; {_EXPECTED}") from None
+        hint = ", or give it as a clip" if found and "video" in found else ""
+        raise ValueError(f"{name} holds {found or 'no known format'}; {_EXPECTED}{hint}") from None
     with image:
         _check_size(name, image.size, max_pixels)
         try:

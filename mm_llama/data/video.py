@@ -138,18 +138,20 @@ def video_key(source: str | Path | bytes | Sequence[Image.Image], *, max_bytes: 
 
 
 def medium_of(source: str | Path | bytes) -> str:
-    """What the content of a file is: "image", "video" or "audio"; "" for none of these.
+    """What the content of a file begins like: "image", "video" or "audio"; "" for none of these.
 
-    The name's ending plays no part. Animated GIF and WebP are videos. Raises as `open_clip` does where there
-    is no file to look at.
+    The name's ending plays no part. Animated GIF and WebP are videos, damaged ones images. Raises as `open_clip`
+    does where there is no file to look at.
     """
-    with _file(source, MAX_BYTES) as (_, file):
+    with _open_file(source) if isinstance(source, (str, Path)) else io.BytesIO(source) as file:
         head = file.read(HEAD_BYTES)
         container = container_of(head)
         if container in ("gif", "webp"):
             from mm_llama.data.animations import is_animated
 
-            return "video" if is_animated(file, container) else "image"
+            with contextlib.suppress(ClipError):
+                return "video" if is_animated(file, container) else "image"
+            return "image"
     if container:
         return "audio" if head[4:12] in (b"ftypM4A ", b"ftypM4B ") else "video"
     kind = kind_of(head)

@@ -203,7 +203,7 @@ class AvClip:
         for packet in self._av.demux():
             self._budget.check()
             stream = packet.stream
-            if packet.size and (packet.pts is not None or packet.dts is not None):
+            if packet.size and not packet.is_discard and (packet.pts is not None or packet.dts is not None):
                 shown = self._shown(packet) if stream.index == self._stream.index else packet.pts
                 end = (shown if shown is not None else packet.dts) + (packet.duration or 0)
                 ends[stream.index] = max(ends.get(stream.index, end), end)

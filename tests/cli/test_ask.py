@@ -58,7 +58,7 @@ MISTAKES = {
         ["gone.png"],
         "there is no file gone.png, and the question is missing",
     ),
-    "a folder for a question": (["good.png", "photos"], "photos is a folder: give pictures one by one"),
+    "a folder for a question": (["good.png", "photos"], "photos is a folder: give files one by one"),
     "a missing file": (["gone.png", QUESTION], "there is no file gone.png"),
     "question without quotes": (
         ["good.png", "What", "is", "this"],
@@ -75,14 +75,14 @@ MISTAKES = {
     "text named like a picture": (["really_text.png", QUESTION], "really_text.png holds text; expected"),
     "a document": (["paper.pdf", QUESTION], "paper.pdf holds PDF; expected a JPEG, PNG, WEBP or GIF"),
     "an unknown picture format": (["scan.tiff", QUESTION], "scan.tiff holds TIFF; expected a JPEG, PNG"),
-    "a video": (["clip.mp4", QUESTION], "clip.mp4 is a video, and `ask` takes pictures only so far: JPEG"),
-    "a video named like a picture": (
+    "a broken clip": (["clip.mp4", QUESTION], "clip.mp4 is cut short or damaged: its header does not parse"),
+    "a broken clip named like a picture": (
         ["disguised.png", QUESTION],
-        "disguised.png holds MP4 or QuickTime",
+        "disguised.png is cut short or damaged: its header does not parse",
     ),
     "a recording": (
         ["sound.wav", QUESTION],
-        "sound.wav is a recording, and `ask` takes pictures",
+        "sound.wav is a recording, and `ask` takes pictures and clips only so far",
     ),
     "a song": (["song.mp3", QUESTION], "song.mp3 is a recording"),
     "an address": (
