@@ -53,7 +53,11 @@ def test_image_modality_composes_and_its_widths_come_from_their_owners(name: str
 BIG = ("h14", "llama3_2_vision")
 
 
-@pytest.mark.parametrize("name", [n for n in choices("modality/image") if not n.endswith(BIG)])
+# A contrastive adapter joins pictures to captions, not to the core: tests/stages/test_contrastive.py.
+ATTACHABLE = [n for n in choices("modality/image") if not n.startswith("contrastive")]
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACHABLE if not n.endswith(BIG)])
 def test_image_modality_builds_and_joins_encoder_to_adapter(
     name: str, asset_dir: Callable[[str], Path]
 ) -> None:
@@ -64,9 +68,12 @@ def test_image_modality_builds_and_joins_encoder_to_adapter(
         asset_dir(weights.removeprefix("asset:").split("/")[0])
     encoder, adapter = build(image["encoder"]).eval(), build(image["adapter"])
     with torch.no_grad():
-        features = encoder(encoder.preprocess(Image.new("RGB", (50, 30), "red"))[None])
-        tokens = adapter.project(features)
-    assert tokens.shape == (1, encoder.num_tokens, data["core"]["numbers"]["dim"])
+        picture = encoder.preprocess(Image.new("RGB", (50, 30), "red"))
+        tokens = adapter.project(encoder(picture[None]))
+    # Towers over tiles give as many tokens as a picture has tiles for.
+    cut = picture.ndim == 5
+    num_tokens = picture.shape[0] * picture.shape[1] * encoder.tokens_per_tile if cut else encoder.num_tokens
+    assert tokens.shape == (1, num_tokens, data["core"]["numbers"]["dim"])
 
 
 def test_the_papers_image_encoder_has_the_papers_size() -> None:
@@ -76,6 +83,24 @@ def test_the_papers_image_encoder_has_the_papers_size() -> None:
     assert sum(weight.numel() for weight in encoder.parameters()) == pytest.approx(630e6, rel=0.01)
     blocks = sum(weight.numel() for weight in adapter.blocks.parameters())
     assert blocks == 8 * 218_112_258  # llama 3.2 11B: per block q, k, v, o, SwiGLU, norms, gates
+
+
+@pytest.mark.parametrize("kind", ["tiles", "contrastive"])
+def test_the_papers_own_tower_has_the_papers_size(kind: str) -> None:
+    overrides = [f"modality/image={kind}_vit_h14", "stage=none", "core=llama3_1_8b"]
+    data = resolve(compose_config("train", overrides))
+    with torch.device("meta"):
+        encoder, adapter = (build(data["modality"]["image"][part]) for part in ("encoder", "adapter"))
+    counts = {
+        part: sum(p.numel() for p in encoder.get_submodule(part).parameters()) for part in ("", "trunk")
+    }
+    assert counts["trunk"] == pytest.approx(630e6, rel=0.003)
+    if kind == "contrastive":
+        assert counts[""] == counts["trunk"] and encoder.dim == 1280
+        return
+    # With eight gated layers and the projection; the release's 850M count its tables of every tile too.
+    assert counts[""] + adapter.projection.weight.numel() == pytest.approx(850e6, rel=0.04)
+    assert 4 * encoder.tokens_per_tile == 2308 and encoder.dim == 7680
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
@@ -135,7 +160,8 @@ def tiny(chats: Path, tmp_path: Path, *overrides: str) -> list[str]:
 
 # Video stages and annealing go on from an image run: the chains are in tests/test_video_stages.py and test_anneal.py.
 @pytest.mark.parametrize(
-    "name", [name for name in choices("stage") if not name.startswith(("video", "image_anneal"))]
+    "name",
+    [name for name in choices("stage") if not name.startswith(("video", "image_anneal", "image_encoder"))],
 )
 def test_every_stage_takes_a_step_on_the_tiny_core(
     name: str, chats: Path, tmp_path: Path, own_cache: Path
