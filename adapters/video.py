@@ -4,6 +4,9 @@ gives, before every fourth image cross-attention block.
 The aggregator is a perceiver resampler: a group of consecutive frames (32 in the paper) becomes the tokens of one
 effective frame, read by learned latents. What the paper leaves open is an argument here.
 
+Beside it, where asked for, a second one reads how much each place of the picture moves and nothing of what is there.
+It generalises to things and backgrounds never seen from some hundred clips; features alone are learned by heart.
+
 Shapes: M clips, F frames, g frames of a group, N tokens of a frame, E encoder width, W aggregator width, L latents,
 D core width, K KV heads, d head width.
 """
@@ -50,7 +53,8 @@ class VideoAdapter(nn.Module):
         frames_per_group: int = 32,
         max_groups: int = 2,
         num_positions: int = 0,
-        differences: bool = False,
+        motion_latents: int = 0,
+        motion_dim: int = 128,
         gate_init: float = 0.0,
         branch_scale: float = 1.0,
         train_placeholder: bool = True,
@@ -58,6 +62,7 @@ class VideoAdapter(nn.Module):
     ) -> None:
         """`image_every` or `image_layers` says where the image blocks stand, as in `ImageAdapter`; a video block runs
         before every `every`-th of them. The other arguments but `seed`: `Aggregator`, `GatedCrossAttention`.
+        `aggregator_layers` and `aggregator_heads` are those of both resamplers.
         """
         super().__init__()
         self.encoder_dim, self.dim = encoder_dim, dim
@@ -79,7 +84,8 @@ class VideoAdapter(nn.Module):
             frames_per_group=frames_per_group,
             max_groups=max_groups,
             num_positions=num_positions,
-            differences=differences,
+            motion_latents=motion_latents,
+            motion_dim=motion_dim,
             norm_eps=norm_eps,
         )
         self.blocks: Any = nn.ModuleList(
@@ -126,13 +132,11 @@ class VideoAdapter(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """A perceiver resampler: every `frames_per_group` consecutive frames become `num_latents` tokens.
+    """Every `frames_per_group` consecutive frames become one effective frame: the tokens that latents read of them.
 
-    A frame's position in its group is a learned table read at the frame's relative time, so that 8 frames of a clip
-    lie where 8 of its 32 would; `max_groups` effective frames have a table of their own in the same way.
-    `num_positions` > 0 adds learned positions of a frame's tokens (for encoders whose features carry none).
-    `differences` adds how each feature differs from its mean over the group: what moves stands out before anything
-    is attended to.
+    `num_latents` read the features themselves. `motion_latents` > 0 read motion alone: at each place and time the root
+    mean square over the channels of how the features differ from their mean over the group, in units of its mean over
+    the group. `max_groups` effective frames have a table of positions, read like that of the frames in a group.
     """
 
     def __init__(
@@ -147,18 +151,92 @@ class Aggregator(nn.Module):
         frames_per_group: int = 32,
         max_groups: int = 2,
         num_positions: int = 0,
-        differences: bool = False,
+        motion_latents: int = 0,
+        motion_dim: int = 128,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"aggregator_dim is {width}, which aggregator_heads={num_heads} does not divide")
         self.frames_per_group, self.max_groups = frames_per_group, max_groups
-        self.projection = Linear(encoder_dim, width, bias=True)
-        self.difference = Linear(encoder_dim, width) if differences else None
-        self.positions = nn.Parameter(torch.zeros(num_positions, width)) if num_positions else None
-        self.frame_positions = nn.Parameter(torch.zeros(frames_per_group, width))
+        tables = (frames_per_group, num_positions)
+        self.content = Resampler(
+            encoder_dim, dim, width, num_layers, num_heads, num_latents, *tables, norm_eps
+        )
+        self.motion = (
+            Resampler(1, dim, motion_dim, num_layers, num_heads, motion_latents, *tables, norm_eps)
+            if motion_latents
+            else None
+        )
         self.group_positions = nn.Parameter(torch.zeros(max_groups, dim))
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw every weight; tables of effective frames 0.02, the rest as `Resampler` does."""
+        self.group_positions.copy_(torch.randn(self.group_positions.shape, generator=generator) * 0.02)
+        self.content.init_weights(generator)
+        if self.motion is not None:
+            self.motion.init_weights(generator)
+
+    def forward(self, features_MFNE: Tensor) -> Tensor:
+        """Map float[M, F, N, E] to float[M, groups * L, D]; groups are as equal as they can be."""
+        num_frames = features_MFNE.shape[1]
+        groups = -(-num_frames // self.frames_per_group)
+        if not num_frames or groups > self.max_groups:
+            raise ValueError(
+                f"a clip of {num_frames} frames makes {groups} groups of {self.frames_per_group}, but the video "
+                f"adapter has positions for {self.max_groups}: set modality.video.num_frames to at most "
+                f"{self.max_groups * self.frames_per_group}, or raise modality.video.adapter.max_groups"
+            )
+        parts = features_MFNE.split(-(-num_frames // groups), dim=1)
+        positions = at_times(self.group_positions, len(parts))
+        aggregated = [
+            self.group(part) + position.to(part.dtype)
+            for part, position in zip(parts, positions, strict=True)
+        ]
+        return torch.cat(aggregated, dim=1)
+
+    def group(self, features_MgNE: Tensor) -> Tensor:
+        """Read one group of frames: float[M, g, N, E] to float[M, L, D], motion last."""
+        content = self.content(features_MgNE)
+        if self.motion is None:
+            return content  # type: ignore[no-any-return]
+        return torch.cat((content, self.motion(motion_of(features_MgNE))), dim=1)
+
+    def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a stored table of positions in time at this aggregator's length; anything else as it is."""
+        table = dict(self.named_parameters()).get(name)
+        in_time = name.endswith(("frame_positions", "group_positions"))
+        if table is None or not in_time or tensor.ndim != 2 or tensor.shape[1] != table.shape[1]:
+            return tensor
+        return at_times(tensor, len(table))
+
+
+class Resampler(nn.Module):
+    """Learned latents that read all tokens of a group of frames (perceiver resampler).
+
+    A frame's position in its group is a learned table read at the frame's relative time, so that 8 frames of a clip
+    lie where 8 of its 32 would. `num_positions` > 0 adds learned positions of a frame's tokens, for encoders whose
+    features carry none.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        num_latents: int,
+        num_frames: int,
+        num_positions: int,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(
+                f"the aggregator is {width} wide, which aggregator_heads={num_heads} does not divide"
+            )
+        self.projection = Linear(in_dim, width, bias=True)
+        self.positions = nn.Parameter(torch.zeros(num_positions, width)) if num_positions else None
+        self.frame_positions = nn.Parameter(torch.zeros(num_frames, width))
         self.latents = nn.Parameter(torch.zeros(num_latents, width))
         self.norm = RMSNorm(width, norm_eps)
         self.layers: Any = nn.ModuleList(
@@ -177,38 +255,16 @@ class Aggregator(nn.Module):
                 weight.zero_()
             elif name in ("positions", "frame_positions", "latents"):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5)
-            elif name == "group_positions":
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
             else:
                 std = 1 / math.sqrt(weight.shape[1])
                 if name.endswith(("o.weight", "down.weight")):
                     std /= math.sqrt(2 * depth)
                 weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def forward(self, features_MFNE: Tensor) -> Tensor:
-        """Map float[M, F, N, E] to float[M, groups * L, D]; the last group may hold fewer frames."""
-        num_frames = features_MFNE.shape[1]
-        groups = -(-num_frames // self.frames_per_group)
-        if not num_frames or groups > self.max_groups:
-            raise ValueError(
-                f"a clip of {num_frames} frames makes {groups} groups of {self.frames_per_group}, but the video "
-                f"adapter has positions for {self.max_groups}: set modality.video.num_frames to at most "
-                f"{self.max_groups * self.frames_per_group}, or raise modality.video.adapter.max_groups"
-            )
-        parts = features_MFNE.split(-(-num_frames // groups), dim=1)
-        positions = _at_times(self.group_positions, groups)
-        aggregated = [
-            self.group(part) + position.to(part.dtype)
-            for part, position in zip(parts, positions, strict=True)
-        ]
-        return torch.cat(aggregated, dim=1)
-
-    def group(self, features_MgNE: Tensor) -> Tensor:
-        """Read one group of frames with the latents: float[M, g, N, E] to float[M, L, D]."""
-        M, g, N, _ = features_MgNE.shape
-        tokens = self.projection(features_MgNE)
-        if self.difference is not None:
-            tokens = tokens + self.difference(features_MgNE - features_MgNE.mean(1, keepdim=True))
+    def forward(self, tokens_MgNE: Tensor) -> Tensor:
+        """Map float[M, g, N, E] to float[M, L, D]."""
+        M, g, N, _ = tokens_MgNE.shape
+        tokens = self.projection(tokens_MgNE)
         if self.positions is not None:
             if len(self.positions) != N:
                 raise ValueError(
@@ -216,7 +272,7 @@ class Aggregator(nn.Module):
                     "modality.video.adapter.num_positions to the encoder's number of tokens"
                 )
             tokens = tokens + self.positions.to(tokens.dtype)
-        tokens = tokens + _at_times(self.frame_positions, g).to(tokens.dtype)[:, None]
+        tokens = tokens + at_times(self.frame_positions, g).to(tokens.dtype)[:, None]
         tokens_MTW = self.norm(tokens).flatten(1, 2)
         latents_MLW = self.latents.to(tokens.dtype).expand(M, -1, -1)
         for layer in self.layers:
@@ -247,7 +303,14 @@ class ResamplerLayer(nn.Module):
         return latents_MLW + self.feed_forward(self.feed_forward_norm(latents_MLW))
 
 
-def _at_times(table_tX: Tensor, count: int) -> Tensor:
+def motion_of(features_MgNE: Tensor) -> Tensor:
+    """Return how much each place moves at each time, float[M, g, N, 1]: zero in a still clip, one on average else."""
+    features = features_MgNE.float()
+    moved = (features - features.mean(1, keepdim=True)).pow(2).mean(-1, keepdim=True)
+    return (moved / (moved.mean((1, 2), keepdim=True) + 1e-6)).sqrt().to(features_MgNE.dtype)
+
+
+def at_times(table_tX: Tensor, count: int) -> Tensor:
     """Read a table of positions at the centres of `count` equal parts of it, float[count, X]; exact at full length."""
     size = len(table_tX)
     if count == size:

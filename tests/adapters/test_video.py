@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapters.video import Aggregator, VideoAdapter
+from adapters.video import Aggregator, VideoAdapter, at_times, motion_of
 from mm_llama.build import build, compose_config, resolve
 
 
@@ -59,30 +59,47 @@ def test_the_order_of_frames_and_of_groups_is_seen() -> None:
 
 
 def test_fewer_frames_lie_where_their_time_is() -> None:
-    made = aggregator(frames_per_group=4)
-    with torch.no_grad():
-        made.frame_positions.copy_(torch.arange(4.0)[:, None].expand(4, 32))
     # The centres of two halves of a table 0, 1, 2, 3 lie at 0.5 and 2.5; a single frame in the middle, at 1.5.
-    from adapters.video import _at_times
+    table = torch.arange(4.0)[:, None].expand(4, 32)
+    assert at_times(table, 2)[:, 0].tolist() == [0.5, 2.5]
+    assert at_times(table, 1)[:, 0].tolist() == [1.5]
+    assert torch.equal(at_times(table, 4), table)
 
-    assert _at_times(made.frame_positions, 2)[:, 0].tolist() == [0.5, 2.5]
-    assert _at_times(made.frame_positions, 1)[:, 0].tolist() == [1.5]
-    assert torch.equal(_at_times(made.frame_positions, 4), made.frame_positions)
+
+def test_tables_in_time_are_fitted_when_loaded_at_another_length() -> None:
+    made = aggregator(frames_per_group=4)
+    stored = torch.arange(8.0)[:, None].expand(8, 32)
+    fitted = made.fit_tensor("content.frame_positions", stored)
+    assert fitted[:, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+    latents = torch.zeros(7, 32)
+    assert made.fit_tensor("content.latents", latents) is latents
 
 
-def test_differences_see_what_moves_alone() -> None:
-    made = aggregator(differences=True)
-    assert made.difference is not None
+def test_motion_sees_what_moves_and_not_what_is_there() -> None:
+    made = aggregator(motion_latents=3)
+    generator = torch.Generator().manual_seed(2)
+    scene, thing = torch.randn(1, 1, 6, 12, generator=generator), torch.zeros(1, 4, 6, 12)
+    for time in range(4):
+        thing[0, time, time] = 3.0
     with torch.no_grad():
-        made.projection.weight.zero_()
+        moving, elsewhere = made(scene + thing), made(scene.flip(2) + thing)
+        still = made((scene + thing[:, :1]).expand(1, 4, 6, 12))
+    assert moving.shape == (1, 8, 16)
+    assert torch.allclose(moving[:, 5:], elsewhere[:, 5:], atol=1e-5)
+    assert not torch.allclose(moving[:, :5], elsewhere[:, :5], atol=1e-2)
+    assert not torch.allclose(moving[:, 5:], still[:, 5:], atol=1e-2)
+
+
+def test_motion_is_zero_in_a_still_clip_and_in_units_of_its_mean_else() -> None:
     still = torch.randn(1, 1, 6, 12).expand(1, 4, 6, 12)
-    assert torch.allclose(made(still), made(torch.zeros(1, 4, 6, 12)), atol=1e-6)
-    moving = torch.randn(1, 4, 6, 12, generator=torch.Generator().manual_seed(2))
-    assert not torch.allclose(made(moving), made(torch.zeros(1, 4, 6, 12)), atol=1e-3)
+    assert float(motion_of(still).abs().max()) < 1e-3
+    moving = torch.randn(1, 4, 6, 12)
+    assert float(motion_of(moving).square().mean()) == pytest.approx(1, abs=1e-3)
+    assert torch.allclose(motion_of(moving), motion_of(10 * moving), atol=1e-4)
 
 
 def test_every_weight_of_the_aggregator_gets_a_gradient() -> None:
-    made = aggregator(differences=True)
+    made = aggregator(motion_latents=3)
     made(torch.randn(2, 12, 6, 12)).square().sum().backward()
     assert all(weight.grad is not None and bool(weight.grad.any()) for weight in made.parameters())
 

@@ -35,7 +35,8 @@ def make_video_adapter(dtype: torch.dtype = torch.float32) -> VideoAdapter:
         aggregator_heads=4,
         frames_per_group=3,
         num_positions=TOKENS,
-        differences=True,
+        motion_latents=2,
+        motion_dim=16,
         gate_init=0.7,
         seed=1,
     )
