@@ -110,7 +110,7 @@ def write_jsonl(
                 (folder / "clips" / split).mkdir(parents=True)
                 (folder / "frames" / split).mkdir(parents=True)
                 rows = [row for scene in pool.map(_Scene.make, makers) for row in scene]
-                _write_rows(folder, split, rows)
+                write_rows(folder, split, rows)
 
     folder = make_folder(out_dir, "motion", options, fill)
     names = [f"{split}{ending}" for split in SPLITS for ending in ("", "_frame")]
@@ -174,7 +174,8 @@ def _question(told: Story, name: str, answers: Sequence[str], rng: random.Random
     return rng.choice(QUESTIONS[told.event]).format(name=name, options=options)
 
 
-def _write_rows(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
+def write_rows(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
+    """Write `SPLIT.jsonl` and `SPLIT_frame.jsonl`; a row has the paths `clip` and `still`, and its `extra`."""
     for ending, kind, key in (("", "video", "clip"), ("_frame", "image", "still")):
         with (folder / f"{split}{ending}.jsonl").open("w", encoding="utf-8") as file:
             for row in rows:

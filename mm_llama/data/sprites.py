@@ -1,6 +1,7 @@
 """Cut-out pictures of single things, and photographs to put behind them, split so that none crosses.
 
-Sets of cut-outs: `openmoji` (glyphs of a colour font), `tuxpaint` (stamps that have transparent surroundings).
+Sets of cut-outs: `openmoji` (glyphs of a colour font), `tuxpaint` (stamps that have transparent surroundings),
+`fluent` (animated emoji).
 A sprite is a thing with its surroundings transparent; near-duplicates (a cow, the face of a cow) are left out.
 """
 
@@ -14,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_llama.data import tuxpaint
+from mm_llama.data import fluent, tuxpaint
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SETS = ("openmoji", "tuxpaint")
+SETS = ("openmoji", "tuxpaint", "fluent")
 MASTER = 160  # pixels of the longer side that sprites are drawn with, before they are scaled
 OUTLINE = 4  # pixels of white around a drawn sprite, at that size: black lines must show on a dark photograph
 
@@ -127,6 +128,8 @@ def sprites(name: str, root: str | Path, *, seed: int = 0) -> list[Sprite]:
         return _openmoji(Path(root), seed)
     if name == "tuxpaint":
         return _tuxpaint(Path(root), seed)
+    if name == "fluent":
+        return _fluent(Path(root), seed)
     raise ValueError(f"no set of sprites is named {name!r} (sprites); sets are {', '.join(SETS)}")
 
 
@@ -211,6 +214,21 @@ def _tuxpaint(root: Path, seed: int) -> list[Sprite]:
         split = tuxpaint.split_of(stamp.group, seed=seed)
         found.append(Sprite(stamp.stem, name, stamp.category, split, draw))
     return found
+
+
+def _fluent(root: Path, seed: int) -> list[Sprite]:
+    """All drawings of the animated emoji but hands, whose fingers point; each look is shown for two frames."""
+    things = [thing for thing in fluent.read_things(root) if thing.kind != "hand"]
+    splits = fluent.split_of_families(things, seed=seed)
+
+    def drawer(path: Path) -> Callable[[], list[Image.Image]]:
+        return lambda: [look for look in fluent.looks(path) for _ in range(2)]
+
+    return [
+        Sprite(path.stem, thing.name, thing.kind, splits[thing.family], drawer(path))
+        for thing in things
+        for path in thing.drawings
+    ]
 
 
 def _cut_out(image: Image.Image) -> bool:
