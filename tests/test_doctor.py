@@ -83,9 +83,19 @@ def test_too_old_base_library_is_a_problem(tmp_path: Path, bad_libraries: Path) 
 
 
 def test_the_dead_decord_beside_decord2_is_noted(bad_libraries: Path) -> None:
-    libraries = {"video": {"decord2": {"version": "3.4.0"}}}
+    libraries = {"video": {name: {"version": "3.4.0", "state": "works"} for name in ("decord2", "av")}}
     assert not any("decord" in note for note in doctor._notes(libraries))
     info = bad_libraries / "decord-0.6.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: decord\nVersion: 0.6.0\n")
     assert "decord 0.6.0 is installed together with decord2" in doctor._notes(libraries)[0]
+
+
+def test_what_reads_clips_is_noted() -> None:
+    def note(decord: str, av: str) -> str:
+        video = {"decord2": {"version": "1", "state": decord}, "av": {"version": "1", "state": av}}
+        return next(note for note in doctor._notes({"video": video}) if note.startswith("clips"))
+
+    assert note("works", "works") == note("not installed", "works") == "clips are read with PyAV"
+    assert "with decord, since PyAV does not work" in note("works", "broken")
+    assert "cannot be read: neither PyAV nor decord works" in note("not installed", "broken")

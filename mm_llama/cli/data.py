@@ -18,8 +18,10 @@ from mm_llama.core.tokenizer import load_tokenizer
 from mm_llama.data.decode import open_image
 from mm_llama.data.samples import count_tokens
 from mm_llama.data.sources import JsonlChat, Problem, Row
+from mm_llama.data.video import open_clip
 
 SHOWN_PROBLEMS = 50
+DECODED_FRAMES = 8  # of each clip
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
 
     validate = verbs.add_parser("validate", help="name every bad row as file:line: what")
     validate.add_argument("files", nargs="+", metavar="FILE", type=Path)
-    validate.add_argument("--decode", action="store_true", help="also decode every picture")
+    validate.add_argument(
+        "--decode", action="store_true", help="also decode every picture and some of each clip"
+    )
     validate.set_defaults(run=_validate)
 
     stats = verbs.add_parser("stats", help="count rows, messages, media, lengths, answers")
@@ -165,7 +169,7 @@ def _problems(path: Path, counting: Counting | None, limit: int, decode: bool) -
     except ValueError as error:
         return [Problem(str(path), str(error).removeprefix(f"{path}: "))], 0
     found = []
-    broken: dict[str, str] = {}  # pictures are shared by many rows: each is decoded once
+    broken: dict[str, str] = {}  # media are shared by many rows: each is decoded once
     for index in range(len(source)):
         name = source.name_of(index)
         try:
@@ -185,7 +189,10 @@ def _decode(row: Row, broken: dict[str, str]) -> None:
         if known is None or known not in broken:
             what = ""
             try:
-                open_image(part.source)
+                if part.kind == "video":
+                    open_clip(part.source, num_frames=DECODED_FRAMES, each=lambda picture: None)
+                else:
+                    open_image(part.source)
             except (ValueError, OSError) as error:
                 what = str(error)
             if known is None and what:

@@ -265,11 +265,21 @@ def _notes(libraries: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
         )
     except importlib.metadata.PackageNotFoundError:
         pass
+    notes.append(_clip_note(libraries["video"]))
     program = shutil.which("ffmpeg")
     notes.append(
         f"the ffmpeg program is {'at ' + program if program else 'not installed'}; nothing here needs it"
     )
     return notes
+
+
+def _clip_note(video: dict[str, dict[str, Any]]) -> str:
+    works = [name for name, row in video.items() if row.get("state") == "works"]
+    if "av" in works:
+        return "clips are read with PyAV"
+    if "decord2" in works:
+        return "clips are read with decord, since PyAV does not work: slower, whole files in memory, no AVI"
+    return "clips other than GIF and WebP cannot be read: neither PyAV nor decord works"
 
 
 def _cache() -> dict[str, Any]:
