@@ -134,8 +134,11 @@ def transformers_config(**text: Any) -> Any:
     vision = MllamaVisionConfig(
         hidden_size=WIDTH, intermediate_size=4 * WIDTH, image_size=TILE, vision_output_dim=6 * WIDTH
     )
+    numbers |= text
     return MllamaConfig(
-        vision_config=vision, text_config=MllamaTextConfig(**(numbers | text)), image_token_index=VOCAB
+        vision_config=vision,
+        text_config=MllamaTextConfig(**numbers),
+        image_token_index=numbers["vocab_size"],
     )
 
 
