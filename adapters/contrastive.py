@@ -106,6 +106,13 @@ class ContrastiveAdapter(nn.Module):
         last_BW = states_BSW[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
         return F.normalize(self.text_projection(last_BW).float(), dim=-1)
 
+    def project(self, features_MNE: Tensor) -> Tensor:
+        """Refuse: nothing here joins pictures to the core."""
+        raise ValueError(
+            "this run pre-trained an encoder against captions and holds no adapter for the core: train one on its "
+            "encoder with `mm-llama train stage=image_pretrain 'stage.init={image.encoder: RUN}'` and attach that run"
+        )
+
 
 class AttentionPool(nn.Module):
     """One vector of a picture's tokens: a learned query attends to them."""

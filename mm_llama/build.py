@@ -289,16 +289,18 @@ def load_model(
         )
     model = MultimodalLlama(loaded.core, build_modalities(parts, loaded.core.config, device, released))
     model.requires_grad_(False).eval()
-    for run in runs:
-        load_adapter(model, run)
+    for run, prefix in runs:
+        load_adapter(model, run, prefix=prefix)
     # Inference computes in one dtype; float32 masters are only needed where something trains.
     for modality in model.modality.values():
         modality.to(dtype)
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
 
 
-def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dict[str, Any]]:
-    """Return the runs to load, in order, and the config of every modality that they bring.
+def _modalities_of_runs(
+    adapters: Sequence[str | Path],
+) -> tuple[list[tuple[Path, str]], dict[str, Any]]:
+    """Return the runs to load, in order, with what of each, and the config of every modality that they bring.
 
     A run brings what it trained. What it was trained beside (the image adapter of a video run) comes from another
     run that is given, else from the run or the released checkpoint that it named as its start.
@@ -306,7 +308,7 @@ def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dic
     from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
 
     parts: dict[str, Any] = {}
-    runs: list[Path] = []
+    runs: list[tuple[Path, str]] = []
     beside: dict[str, tuple[Path, Path]] = {}  # modality -> its run, the run that names it
     sources: dict[str, Any] = {}
     for run in map(Path, adapters):
@@ -327,7 +329,7 @@ def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dic
         for name, start in (config["stage"].get("init") or {}).items():
             if start and name.split(".")[0] not in trained:
                 beside[name.split(".")[0]] = (Path(start), run)
-        runs.append(run)
+        runs += [*_parts_before(run), (run, "")]
     for name, (start, run) in beside.items():
         if name in parts:
             continue
@@ -336,10 +338,23 @@ def _modalities_of_runs(adapters: Sequence[str | Path]) -> tuple[list[Path], dic
                 f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
             )
         parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
-        runs.insert(0, start)
+        runs[:0] = [*_parts_before(start), (start, "")]
     parts = sources | parts
     # Those that read another's encoder stand behind it, whatever the order in which they were given.
     return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
+
+
+def _parts_before(run: Path) -> list[tuple[Path, str]]:
+    """Return the runs that a run took a frozen encoder from, which its own checkpoint does not hold, and its prefix."""
+    from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
+
+    frozen = read_state(find_checkpoint(run))["encoders"]
+    init = read_run_config(run)["stage"].get("init") or {}
+    return [
+        (Path(start), f"modality.{key}")
+        for key, start in init.items()
+        if start and "." in key and key.split(".")[0] in frozen
+    ]
 
 
 def _checked_parts(run: Path, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -129,3 +129,8 @@ def test_wrong_inputs_say_what_was_expected():
         ValueError, match=r"a caption has 10 tokens, but modality.image.adapter.max_tokens is 9"
     ):
         make().captions(randn(1, 10, 20), torch.tensor([10]))
+
+
+def test_it_says_that_it_joins_nothing_to_the_core():
+    with pytest.raises(ValueError, match=r"holds no adapter for the core: train one .*stage=image_pretrain"):
+        make().project(randn(1, 2, 12))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mm_llama.batch import Batch, Media
-from mm_llama.build import compose_config
+from mm_llama.build import compose_config, load_model
 from mm_llama.core.digest import digest_tensors
 from mm_llama.stage_run import run_stage
 from mm_llama.stages.contrastive import (
@@ -337,6 +337,9 @@ def test_a_frozen_encoder_is_the_same_by_init_and_by_weights(captions_file, tmp_
         state = json.loads((checkpoint / "state.json").read_text("utf-8"))
         tensors = load_file(checkpoint / "adapter.safetensors")
         results.append((state["encoders"]["image"], state["before"], digest_tensors(tensors)))
+        # Attached anywhere later, the run brings the encoder that it was trained on.
+        attached, _, _ = load_model("tiny", [run])
+        assert attached.modality["image"].encoder.digest == state["encoders"]["image"]
     assert results[0] == results[1]
 
 
