@@ -203,6 +203,17 @@ def test_the_released_size_has_the_published_number_of_parameters() -> None:
 
 
 @torch.no_grad()
+def test_a_tower_built_without_memory_takes_loaded_weights() -> None:
+    ours = filled(tower())
+    with torch.device("meta"):
+        empty = tower()
+    empty.load_state_dict(ours.state_dict(), assign=True)
+    tiles = pictures(1, 2)
+    assert torch.equal(empty(tiles), ours(tiles))
+    assert empty.digest == ours.digest
+
+
+@torch.no_grad()
 def test_features_are_the_last_state_and_then_the_taps_interleaved() -> None:
     ours = filled(tower())
     entering: dict[int, Tensor] = {}
