@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from mm_llama.eval.answers import answer_accuracy
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir
 from mm_llama.prefixes import Prefixes
-from mm_llama.stages.loop import train
+from mm_llama.stages.loop import Evaluate, Step, train
+from mm_llama.stages.resume import load_init
 from mm_llama.stages.steps import next_token
 
 EVAL_BATCH = 64
@@ -61,31 +64,31 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
         raise ValueError(
             "the stage has no training data: choose one with data=NAME (conf/data), or set data.train"
         )
-    model, _, chat = build_model(config, DTYPES[config["dtype"]], config["device"])
+    model, chat, held_out = _begin(config)
     sources = [build(entry["source"]) for entry in config["data"]["train"]]
-    held_out = [build(entry) for entry in config["data"].get("eval") or []]
     media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
     media.prepare([*sources, *held_out], config["loader"]["on_error"])
     loader = _loader(config, sources, chat, media)
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
     run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
+    step = _step_of(stage)
     summary = train(
         model,
         loader,
-        next_token if stage["step"] is None else build(stage["step"]),
+        step,
         run_dir=run_dir,
         train=stage["train"],
         num_steps=stage["num_steps"],
         name=stage["name"],
         accumulate=stage["accumulate"],
-        eval_fn=_evaluation(held_out, chat, media, config["data"].get("eval_rows", 0)),
+        eval_fn=_evaluation(held_out, chat, media, step, config["data"].get("eval_rows", 0)),
         eval_every=stage["eval_every"],
         save_every=stage["save_every"],
         keep_last=stage["keep_last"],
         log_every=stage["log_every"],
         seed=config["seed"],
-        init={kind: run for kind, run in stage["init"].items() if run},
+        init=_init_of(stage),
         resume=stage["resume"],
         allow_core_swap=stage["allow_core_swap"],
         config=config,
@@ -94,6 +97,46 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     final = dict(summary.final)
     objective = 1 - final["eval.answers"] if "eval.answers" in final else float(final.get("loss", 0.0))
     return StageResult(run_dir, objective, final, summary.minutes, 0 if summary.finished else 75)
+
+
+def held_out_evaluation(config: Mapping[str, Any]) -> tuple[MultimodalLlama, Evaluate]:
+    """Return the model of a resolved train config, as its stage starts it, and the evaluation that the stage runs.
+
+    Load a checkpoint's tensors into the model, then call the evaluation with it. Raises ValueError when the config
+    holds no rows out.
+    """
+    stage = config["stage"]
+    model, chat, held_out = _begin(config)
+    media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
+    media.prepare(held_out, config["loader"]["on_error"])
+    measure = _evaluation(held_out, chat, media, _step_of(stage), config["data"].get("eval_rows", 0))
+    if measure is None:
+        raise ValueError(f"{config['name']} has no held-out data to evaluate on: set data.eval")
+
+    def evaluate(model: MultimodalLlama) -> Mapping[str, float]:
+        # Anew each time: between two evaluations other tensors may have been loaded.
+        model.prefixes = Prefixes() if _prefixes_hold(model, stage["train"]) else None
+        model.eval()
+        return measure(model)
+
+    return model, evaluate
+
+
+def _begin(config: Mapping[str, Any]) -> tuple[MultimodalLlama, ChatFormat, list[Source]]:
+    """Return the model that a stage starts from, its chat format and the held-out rows."""
+    model, _, chat = build_model(config, DTYPES[config["dtype"]], config["device"])
+    # Before any medium is encoded: what the stage starts from may bring an encoder.
+    load_init(model, _init_of(config["stage"]), config["stage"]["allow_core_swap"], say=None)
+    return model, chat, [build(entry) for entry in config["data"].get("eval") or []]
+
+
+def _step_of(stage: Mapping[str, Any]) -> Step:
+    step: Step = next_token if stage["step"] is None else build(stage["step"])
+    return step
+
+
+def _init_of(stage: Mapping[str, Any]) -> dict[str, str]:
+    return {kind: run for kind, run in stage["init"].items() if run}
 
 
 class MediaReader:
@@ -153,9 +196,7 @@ class MediaReader:
         """Fill one cache, encoding in bfloat16 where that is how features are kept."""
         encoder = self.model.encoder_of(kind)
         modality = self.model.modality[kind]
-        dtypes = {parameter.dtype for parameter in encoder.parameters()}
-        encoder.to(cache.dtype)
-        try:
+        with _cast(encoder, cache.dtype):
             made = cache.build(
                 refs,
                 self.pixels[kind],
@@ -164,10 +205,20 @@ class MediaReader:
                 on_error=on_error,
                 progress=_say(kind),
             )
-        finally:
-            encoder.to(next(iter(dtypes), torch.float32))
         if made:
             print(f"features of {made} {kind}s -> {cache.folder}", file=sys.stderr)
+
+
+@contextmanager
+def _cast(module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Compute in another dtype for a while; afterwards the weights are what they were, not rounded."""
+    kept = {name: tensor.data for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    module.to(dtype)
+    try:
+        yield
+    finally:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            tensor.data = kept[name]
 
 
 def _reader(read: Callable[[Any], Tensor]) -> Callable[[MediaRef], Tensor]:
@@ -175,10 +226,13 @@ def _reader(read: Callable[[Any], Tensor]) -> Callable[[MediaRef], Tensor]:
 
 
 def _say(kind: str) -> Callable[[int, int], None]:
+    told = [time.monotonic()]
+
     def say(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{kind} features {done}/{total}", end="\n" if done == total else "", file=sys.stderr)
-        elif done == total or done % 1024 < 32:
+        elif done == total or time.monotonic() - told[0] > 10:
+            told[0] = time.monotonic()
             print(f"{kind} features {done}/{total}", file=sys.stderr)
 
     return say
@@ -219,7 +273,7 @@ def batches_of(samples: list[Sample], media: MediaReader, batch_size: int = EVAL
 
 
 def _evaluation(
-    sources: list[Source], chat: ChatFormat, media: MediaReader, limit: int
+    sources: list[Source], chat: ChatFormat, media: MediaReader, step: Step, limit: int
 ) -> Callable[[MultimodalLlama], dict[str, float]] | None:
     if not sources:
         return None
@@ -227,7 +281,9 @@ def _evaluation(
     # An even stride over the held-out rows, the same at every evaluation and in every run.
     chosen = rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
     samples = [make_sample(source.row(index), chat, media_keys=KEYS) for source, index in chosen]
-    return lambda model: answer_accuracy(model, batches_of(samples, media))
+    # A step that answers cannot measure brings its own.
+    measure = getattr(step, "evaluate", answer_accuracy)
+    return lambda model: measure(model, batches_of(samples, media))
 
 
 def _prefixes_hold(model: MultimodalLlama, train: Iterable[str]) -> bool:
