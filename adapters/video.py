@@ -134,9 +134,8 @@ class VideoAdapter(nn.Module):
 class Aggregator(nn.Module):
     """Every `frames_per_group` consecutive frames become one effective frame: the tokens that latents read of them.
 
-    `num_latents` read the features themselves. `motion_latents` > 0 read motion alone: at each place and time the root
-    mean square over the channels of how the features differ from their mean over the group, in units of its mean over
-    the group. `max_groups` effective frames have a table of positions, read like that of the frames in a group.
+    `num_latents` read the features themselves. `motion_latents` > 0 read motion alone (`motion_of`): where and when the
+    features differ from their mean over the group, and nothing of what they are. `max_groups` effective frames have a table of positions, read like that of the frames in a group.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class Aggregator(nn.Module):
             encoder_dim, dim, width, num_layers, num_heads, num_latents, *tables, norm_eps
         )
         self.motion = (
-            Resampler(1, dim, motion_dim, num_layers, num_heads, motion_latents, *tables, norm_eps)
+            Resampler(2, dim, motion_dim, num_layers, num_heads, motion_latents, *tables, norm_eps)
             if motion_latents
             else None
         )
@@ -304,10 +303,18 @@ class ResamplerLayer(nn.Module):
 
 
 def motion_of(features_MgNE: Tensor) -> Tensor:
-    """Return how much each place moves at each time, float[M, g, N, 1]: zero in a still clip, one on average else."""
+    """Return how much each place moves at each time, and the same times -1 at the start to 1 at the end.
+
+    float[M, g, N, 2]; the first is the root mean square over the channels of how the features differ from their mean
+    over the g frames, in units of its mean over the clip: zero in a still clip. Its average over places tells where
+    something is, that of the second which way it goes: a linear read, learned in half the steps.
+    """
     features = features_MgNE.float()
-    moved = (features - features.mean(1, keepdim=True)).pow(2).mean(-1, keepdim=True)
-    return (moved / (moved.mean((1, 2), keepdim=True) + 1e-6)).sqrt().to(features_MgNE.dtype)
+    moved = (features - features.mean(1, keepdim=True)).pow(2).mean(-1)
+    amount_MgN = (moved / (moved.mean((1, 2), keepdim=True) + 1e-6)).sqrt()
+    g = features.shape[1]
+    times_g1 = ((torch.arange(g, device=features.device) + 0.5) / g * 2 - 1)[:, None]
+    return torch.stack((amount_MgN, amount_MgN * times_g1), dim=-1).to(features_MgNE.dtype)
 
 
 def at_times(table_tX: Tensor, count: int) -> Tensor:

@@ -46,6 +46,9 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(
             f"the config leaves {', '.join(missing)} open: give a value, for example {missing[0]}=..."
         )
+    for name, parts in (cfg.get("modality") or {}).items():
+        if parts and parts.get("reads"):
+            check_reads(name, parts["reads"], cfg.modality)
     try:
         data = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     except Exception as error:  # OmegaConf has one family for interpolation, one for types
@@ -244,6 +247,14 @@ def _released(
             allow_core_swap=allow_core_swap,
         )
     return modalities
+
+
+def check_reads(name: str, reads: str, modalities: Mapping[str, Any]) -> None:
+    """Raise ValueError when a modality reads the encoder of one that is not there."""
+    if not modalities.get(reads):
+        raise ValueError(
+            f"modality/{name} reads the {reads} encoder, but there is none: choose modality/{reads}=NAME as well"
+        )
 
 
 def build_model(

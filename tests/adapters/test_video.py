@@ -94,7 +94,9 @@ def test_motion_is_zero_in_a_still_clip_and_in_units_of_its_mean_else() -> None:
     still = torch.randn(1, 1, 6, 12).expand(1, 4, 6, 12)
     assert float(motion_of(still).abs().max()) < 1e-3
     moving = torch.randn(1, 4, 6, 12)
-    assert float(motion_of(moving).square().mean()) == pytest.approx(1, abs=1e-3)
+    amount, signed = motion_of(moving).unbind(-1)
+    assert float(amount.square().mean()) == pytest.approx(1, abs=1e-3)
+    assert torch.allclose(signed, amount * torch.tensor([-0.75, -0.25, 0.25, 0.75])[:, None])
     assert torch.allclose(motion_of(moving), motion_of(10 * moving), atol=1e-4)
 
 
