@@ -135,7 +135,8 @@ class Aggregator(nn.Module):
     """Every `frames_per_group` consecutive frames become one effective frame: the tokens that latents read of them.
 
     `num_latents` read the features themselves. `motion_latents` > 0 read motion alone (`motion_of`): where and when the
-    features differ from their mean over the group, and nothing of what they are. `max_groups` effective frames have a table of positions, read like that of the frames in a group.
+    features differ from their mean over the group, and nothing of what they are. `max_groups` effective frames have a
+    table of positions, read like that of the frames in a group.
     """
 
     def __init__(
