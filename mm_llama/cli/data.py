@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mm_llama.cli.data_clips import add_clip_makers
 from mm_llama.core.chat import ChatFormat, MediaPart, Text, chat_format
 from mm_llama.core.messages import near
 from mm_llama.core.tokenizer import load_tokenizer
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--exclude", action="append", default=[], metavar="CATEGORY", help="leave out a folder"
     )
     tuxpaint.set_defaults(run=_make_tuxpaint)
+    add_clip_makers(sets, _made)
     for maker in (easy_vqa, tuxpaint):
         maker.add_argument("--out", type=Path, required=True, metavar="DIR")
         maker.add_argument("--root", type=Path, metavar="DIR", help="unpacked package (default: the asset)")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mm_llama.cli import main
 from mm_llama.data import recipes
 from mm_llama.data.clip_writer import Pose, compose, write_clip
 from mm_llama.data.motion import COUNTS, QUESTIONS, SPLITS, TYPES, story, write_jsonl
@@ -218,6 +219,31 @@ def test_recipe_chooses_split_types_and_the_single_frame(roots: tuple[Path, Path
     assert len(list(tmp_path.iterdir())) == 1  # both read one folder
     with pytest.raises(ValueError, match="motion has no split 'dev'.*train, holdout, test"):
         rows(types=["direction"], split="dev")
+
+
+def test_command_makes_the_folder(
+    roots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "data",
+        "make",
+        "motion",
+        "--root",
+        str(roots[0]),
+        "--photos",
+        str(roots[1]),
+        "--types",
+        "order",
+    ]
+    numbers = ["--train", "4", "--holdout", "2", "--test", "0", "--out", str(tmp_path / "out"), "--json"]
+    assert main(command + numbers) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {name: entry["rows"] for name, entry in told.items()} == {
+        "train": 4, "train_frame": 4, "holdout": 2, "holdout_frame": 2, "test": 0, "test_frame": 0,
+    }  # fmt: skip
+    assert len(read(Path(told["train"]["file"]))) == 4
+    assert main([*command, "--test", "-1", "--out", str(tmp_path / "b")]) == 2
+    assert "--test -1: a number of clips cannot be negative" in capsys.readouterr().err
 
 
 def test_mistakes_name_themselves(roots: tuple[Path, Path], tmp_path: Path) -> None:
