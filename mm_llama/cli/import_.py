@@ -11,7 +11,8 @@ def main(argv: list[str]) -> int:
     """Parse the arguments, write the folder, say what is in it."""
     parser = argparse.ArgumentParser(
         prog="mm-llama import",
-        description="Turn a checkpoint (Hugging Face, Meta or GGUF) into a Hugging Face folder.",
+        description="Turn a checkpoint (Hugging Face, Meta or GGUF; vision checkpoints whole) into a Hugging Face "
+        "folder.",
     )
     parser.add_argument("source", metavar="SRC", help="folder or .gguf file")
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer.json, tokenizer.model or a folder")

@@ -102,10 +102,17 @@ def open_meta(folder: Path) -> Checkpoint:
         config=config,
         tensors=StoredTensors(entries),
         files=(params_path, *(shard.path for shard in shards)),
-        # Nothing in these folders tells a chat model from a base model but the name they are released under.
-        chat="llama3" if "instruct" in folder.resolve().name.lower() else "plain",
+        chat=chat_of_folder(folder),
         tokenizer_path=folder if (folder / "tokenizer.model").is_file() else None,
     )
+
+
+def chat_of_folder(folder: Path) -> str:
+    """Return the chat format of a folder: only the name that it is released under tells chat from base models."""
+    folder = folder.resolve()
+    # The hub keeps Meta's files in a subfolder of the model's.
+    name = folder.parent.name if folder.name == "original" else folder.name
+    return "llama3" if "instruct" in name.lower() else "plain"
 
 
 def config_from_params(params: Mapping[str, Any], *, tied: bool, where: Path | str) -> LlamaConfig:
@@ -147,8 +154,15 @@ def ffn_width(dim: int, multiplier: float | None, multiple_of: int) -> int:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """Return consolidated.00.pth, .01.pth, ... in order; a gap in the numbers is an error."""
+    """Return consolidated.00.pth, .01.pth, ... in order, or consolidated.pth; a gap in the numbers is an error."""
     found = {int(match[1]): file for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))}
+    whole_file = folder / "consolidated.pth"
+    if whole_file.is_file():
+        if found:
+            raise ValueError(
+                f"{folder}: has both {whole_file.name} and numbered shards; keep one of the two models"
+            )
+        return [whole_file]
     if not found:
         raise ValueError(f"{folder}: has params.json but no consolidated.NN.pth")
     absent = [f"consolidated.{n:02d}.pth" for n in range(max(found) + 1) if n not in found]

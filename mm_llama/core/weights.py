@@ -108,7 +108,7 @@ def _only_meta(folder: Path) -> bool:
     """True for Meta's files beside a config.json that has no weights of its own form."""
     return (
         (folder / "params.json").is_file()
-        and any(folder.glob("consolidated.*.pth"))
+        and any(folder.glob("consolidated*.pth"))
         and not any(folder.glob("*.safetensors"))
     )
 

@@ -25,7 +25,7 @@ def vision_form(path: str | Path) -> str | None:
 def _only_meta(folder: Path) -> bool:
     return (
         (folder / "params.json").is_file()
-        and any(folder.glob("consolidated.*.pth"))
+        and any(folder.glob("consolidated*.pth"))
         and not any(folder.glob("*.safetensors"))
     )
 

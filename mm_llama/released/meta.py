@@ -18,6 +18,7 @@ from mm_llama.core.huggingface import read_json
 from mm_llama.core.llama import LlamaConfig
 from mm_llama.core.meta import (
     Shard,
+    chat_of_folder,
     config_from_params,
     joined_shape,
     pieces_of,
@@ -85,8 +86,7 @@ def open_vision_meta(folder: Path) -> VisionCheckpoint:
         sizes=sizes,
         tensors=StoredTensors(entries),
         files=(params_path, *(shard.path for shard in shards)),
-        # As with plain checkpoints, only the name that a chat model is released under tells.
-        chat="llama3" if "instruct" in folder.resolve().name.lower() else "plain",
+        chat=chat_of_folder(folder),
         tokenizer_path=folder if (folder / "tokenizer.model").is_file() else None,
     )
 

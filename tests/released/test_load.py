@@ -255,7 +255,15 @@ def test_chat_format_is_told_by_the_template_or_the_name(
     # The hub's instruct folders keep the template in a file of its own.
     (base / "chat_template.json").write_text('{"chat_template": "<|start_header_id|>"}')
     assert open_vision(base).chat == "llama3"
-    assert open_vision(copy_of(meta_folder, tmp_path / "Tiny-Vision-Meta")).chat == "plain"
+    plain = copy_of(meta_folder, tmp_path / "Tiny-Vision-Meta")
+    assert open_vision(plain).chat == "plain"
+    # The hub keeps Meta's files, in one file without a number, in a subfolder of the model's.
+    original = copy_of(meta_folder, tmp_path / "Tiny-Vision-Instruct" / "original")
+    (original / "consolidated.00.pth").rename(original / "consolidated.pth")
+    assert open_vision(original).chat == "llama3"
+    shutil.copy(original / "consolidated.pth", original / "consolidated.00.pth")
+    with pytest.raises(ValueError, match="original: has both consolidated.pth and numbered shards"):
+        open_vision(original)
 
 
 # --- every key used or named ----------------------------------------------------------------------------------------

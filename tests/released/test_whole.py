@@ -118,6 +118,19 @@ def test_ask_needs_nothing_but_the_checkpoint(
     assert found["answer"] == expected
 
 
+def test_a_released_model_is_measured_without_a_run(
+    folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"messages": [*about(photo), {"role": "assistant", "content": answer}]} for answer in ("yes", "no")
+    ]
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--core", str(folder), "--data", str(data), "--dtype", "float32", "--json", "--no-baselines"]
+    assert main(["eval", "vqa", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["num_questions"] == 2
+
+
 def test_a_plain_core_of_the_same_weights_borrows_the_adapter(
     folder: Path, photo: Path, tmp_path: Path
 ) -> None:
