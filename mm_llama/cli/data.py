@@ -74,12 +74,26 @@ def _parser() -> argparse.ArgumentParser:
         "--exclude", action="append", default=[], metavar="CATEGORY", help="leave out a folder"
     )
     tuxpaint.set_defaults(run=_make_tuxpaint)
+    grounding = sets.add_parser("grounding", help="photographs with cut-out things at known places")
+    grounding.add_argument(
+        "--rows",
+        type=int,
+        default=2000,
+        help="training pictures (default %(default)s); an eighth and a fifth of it are held out and for the test",
+    )
+    grounding.add_argument(
+        "--things", type=int, default=3, help="most things in a picture (default %(default)s)"
+    )
+    grounding.add_argument(
+        "--photos", type=Path, metavar="DIR", help="unpacked scikit-image photographs (default: the asset)"
+    )
+    grounding.set_defaults(run=_make_grounding)
     add_clip_makers(sets, _made)
-    for maker in (easy_vqa, tuxpaint):
+    for maker in (easy_vqa, tuxpaint, grounding):
         maker.add_argument("--out", type=Path, required=True, metavar="DIR")
         maker.add_argument("--root", type=Path, metavar="DIR", help="unpacked package (default: the asset)")
         maker.add_argument("--seed", type=int, default=0, help="seed of the split (default 0)")
-    for verb in (validate, stats, show, easy_vqa, tuxpaint):
+    for verb in (validate, stats, show, easy_vqa, tuxpaint, grounding):
         verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
 
@@ -308,6 +322,23 @@ def _make_tuxpaint(options: argparse.Namespace) -> int:
 
     root = options.root or asset("tuxpaint_stamps")
     paths = write_jsonl(root, options.out, prompt=options.prompt, exclude=options.exclude, seed=options.seed)
+    return _made(paths, options.json)
+
+
+def _make_grounding(options: argparse.Namespace) -> int:
+    from mm_llama.assets import asset
+    from mm_llama.data.scenes import write_jsonl
+
+    paths = write_jsonl(
+        options.root or asset("tuxpaint_stamps"),
+        options.photos or asset("scikit_image_photos"),
+        options.out,
+        num_train=options.rows,
+        num_holdout=max(1, options.rows // 8),
+        num_test=max(1, options.rows // 5),
+        max_things=options.things,
+        seed=options.seed,
+    )
     return _made(paths, options.json)
 
 
