@@ -179,3 +179,31 @@ def test_mmlu_with_a_tokenizer_that_splits_letters_says_so(
     path.write_text(json.dumps(item) + "\n")
     assert main(["eval", "mmlu", "--core", "tiny", "--data", str(path)]) == 2
     assert "splits ' A' into 2 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "options"),
+    [
+        ("easy_vqa", "easy_vqa", {}),
+        ("easy_vqa_part", "easy_vqa", {}),
+        (
+            "easy_vqa_short",
+            "easy_vqa",
+            {"template": "Answer the question using a single word or phrase. {question}"},
+        ),
+        ("easy_vqa_choice", "easy_vqa", {}),
+        ("easy_vqa_short", "tuxpaint", {}),
+        ("tuxpaint", "tuxpaint", {}),
+    ],
+)
+def test_a_run_is_asked_in_the_first_of_the_wordings_it_was_trained_with(
+    data: str, recipe: str, options: dict[str, str], adapter: Path, tmp_path: Path
+) -> None:
+    from mm_llama.build import compose_config, resolve
+    from mm_llama.cli.eval import _trained_with
+    from mm_llama.stages.checkpoint import find_checkpoint, read_state, write_checkpoint
+
+    config = resolve(compose_config("train", ["stage=none", f"data={data}"]))
+    state = {key: value for key, value in read_state(find_checkpoint(adapter)).items() if key != "format"}
+    write_checkpoint(tmp_path, {"a": torch.zeros(1)}, {}, state, config)
+    assert _trained_with([tmp_path], recipe) == options
