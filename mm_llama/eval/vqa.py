@@ -20,7 +20,7 @@ import torch
 from mm_llama.core.chat import ChatFormat, MediaPart, Message, Text
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.collate import LoadMedia, collate
-from mm_llama.data.decode import image_key
+from mm_llama.data.media import KEYS
 from mm_llama.data.samples import MediaRef, Sample
 from mm_llama.data.sources import Row, Source
 from mm_llama.eval.greedy import answer_greedily, score_candidates
@@ -116,7 +116,10 @@ def _answer_all(
     asked: list[tuple[Any, ...]] = []
     for messages, source in zip(prompts, sources, strict=True):
         rendered = chat.render(messages, open_assistant=True)
-        refs = [MediaRef(item.kind, item.position, item.source, keys(item.source)) for item in rendered.media]
+        refs = [
+            MediaRef(item.kind, item.position, item.source, keys(item.kind, item.source))
+            for item in rendered.media
+        ]
         tokens = list(rendered.tokens)
         key = (len(tokens), tuple(tokens), tuple((ref.position, ref.key) for ref in refs))
         samples.setdefault(key, Sample(tokens, [False] * len(tokens), refs, source))
@@ -158,16 +161,16 @@ def _chunks(ordered: Sequence[tuple[Any, ...]], size: int) -> Iterable[list[tupl
 
 
 class _KeyOf:
-    """Content key of a picture, each path hashed once."""
+    """Content key of a picture or clip, each path hashed once."""
 
     def __init__(self) -> None:
         self.paths: dict[str, str] = {}
 
-    def __call__(self, source: Any) -> str:
+    def __call__(self, kind: str, source: Any) -> str:
         if not isinstance(source, str):
-            return image_key(source)
+            return KEYS[kind](source)
         if source not in self.paths:
-            self.paths[source] = image_key(source)
+            self.paths[source] = KEYS[kind](source)
         return self.paths[source]
 
 
@@ -190,9 +193,13 @@ def _without_pictures(prompt: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def _with_wrong_pictures(questions: Sequence[Question], seed: int) -> list[tuple[Message, ...]]:
-    """Show every question another picture: all pictures, in a seeded circle, move one place on."""
+    """Show every question another picture (or clip): all of them, in a seeded circle, move one place on."""
     keys = _KeyOf()
-    unique = {keys(part.source): part for question in questions for _, part in pictures_of(question.prompt)}
+    unique = {
+        keys(part.kind, part.source): part
+        for question in questions
+        for _, part in pictures_of(question.prompt)
+    }
     order = sorted(unique)
     random.Random(seed).shuffle(order)
     if len(order) == 1:
@@ -200,7 +207,7 @@ def _with_wrong_pictures(questions: Sequence[Question], seed: int) -> list[tuple
     following = {key: unique[order[(i + 1) % len(order)]] for i, key in enumerate(order)}
 
     def swap(message: Message) -> Message:
-        parts = [following[keys(p.source)] if isinstance(p, MediaPart) else p for p in message.parts]
+        parts = [following[keys(p.kind, p.source)] if isinstance(p, MediaPart) else p for p in message.parts]
         return replace(message, parts=tuple(parts))
 
     return [tuple(swap(message) for message in question.prompt) for question in questions]

@@ -17,13 +17,23 @@ from mm_llama.eval.statistics import Accuracy, paired_difference
 if TYPE_CHECKING:
     from rich.table import Table
 
-SIDES = ("model", "majority_by_question", "majority_by_type", "no_picture", "wrong_picture")
+SIDES = (
+    "model",
+    "majority_by_question",
+    "majority_by_type",
+    "no_picture",
+    "wrong_picture",
+    "one_frame",
+    "middle_frame",
+)
 SIDE_NAMES = {
     "model": "this\nadapter",
     "majority_by_question": "majority\nby question",
     "majority_by_type": "majority\nby type",
     "no_picture": "no\npicture",
     "wrong_picture": "another\npicture",
+    "one_frame": "one frame\nof the clip",
+    "middle_frame": "image adapter,\nmiddle frame",
 }
 
 

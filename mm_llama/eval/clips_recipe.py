@@ -1,0 +1,53 @@
+"""The rows that a video run is asked: its own recipe's, of another split, with the options it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mm_llama.data.sources import Source
+
+
+def clip_sources(
+    recipe: str,
+    split: str,
+    adapters: Sequence[str | Path],
+    *,
+    types: str | None = None,
+    sprites: str | None = None,
+) -> tuple[Source, Source, Source]:
+    """Return clips of a split, the same rows with the middle frame, and the training rows.
+
+    `recipe` is motion or emoji_clips; options come from the config of a run that was trained on it, else from
+    conf/data. `types` (with commas) and `sprites` replace its own. Other choices of types are clips of their own.
+    """
+    from mm_llama.build import build
+
+    node = _trained_on(recipe, adapters) or _shipped(recipe)
+    if types:
+        node = {**node, "types": [part.strip() for part in types.split(",")]}
+    train = build({**node, "split": "train"})
+    if sprites:
+        root = {"openmoji": "asset:openmoji", "tuxpaint": "asset:tuxpaint_stamps"}.get(sprites)
+        node = {**node, "sprites": sprites} | ({"root": root} if root else {})
+    rows = {**node, "split": split}
+    return build(rows), build({**rows, "middle_frame": True}), train
+
+
+def _trained_on(recipe: str, adapters: Sequence[str | Path]) -> dict[str, Any] | None:
+    from mm_llama.stages.checkpoint import read_run_config
+
+    for run in adapters:
+        for entry in (read_run_config(run).get("data") or {}).get("train") or []:
+            source = entry.get("source") or {}
+            if str(source.get("_target_", "")) == f"mm_llama.data.recipes.{recipe}":
+                return dict(source)
+    return None
+
+
+def _shipped(recipe: str) -> dict[str, Any]:
+    from mm_llama.build import compose_config, resolve
+
+    data: Mapping[str, Any] = resolve(compose_config("train", ["stage=none", f"data={recipe}"]))["data"]
+    return dict(data["train"][0]["source"])
