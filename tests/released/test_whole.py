@@ -238,6 +238,39 @@ def test_a_stage_goes_on_from_the_released_weights_and_its_run_attaches(
     assert digest_tensors(again.model.state_dict()) == digest_tensors(tuned.model.state_dict())
 
 
+def test_a_video_run_stands_on_the_released_adapter_and_attaches(folder: Path, tmp_path: Path) -> None:
+    settings = config(
+        folder,
+        "modality/video=tiny",
+        "modality.video.adapter.image_every=null",
+        "modality.video.adapter.image_layers=[2,5]",
+        "stage.train=[modality.video]",
+    )
+    model, _, _ = build_model(settings)
+    frames = torch.stack([model.modality["image"].encoder.preprocess(picture((1, 1), n)) for n in range(4)])
+    prompt = ([256, 0, 72, 105, 33], [Placeholder("video", 1, frames)])
+    batch = make_batch(model, [prompt])
+    batch.targets_BS = torch.tensor([[False, False, True, True, True]])
+    run = tmp_path / "video"
+    train(
+        model,
+        SameBatch(batch),
+        run_dir=run,
+        name="video_sft",
+        train=settings["stage"]["train"],
+        num_steps=3,
+        lr=1e-3,
+        config=settings,
+        tensorboard=False,
+    )
+    loaded = load(folder, adapters=[run], dtype="float32")
+    assert sorted(loaded.model.modality) == ["image", "video"]
+    with torch.no_grad():
+        seen = loaded.model(batch.tokens_BS, media=loaded.model.attach(batch.media))
+        assert torch.equal(seen, model.eval()(batch.tokens_BS, media=model.attach(batch.media)))
+        assert not torch.allclose(seen, loaded.model(batch.tokens_BS))
+
+
 def test_numbers_that_do_not_describe_the_checkpoint_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"encoder does not describe .*: tile_size=560 \(checkpoint: 56\)"):
         build_model(config(folder, "modality.image.encoder.tile_size=560"))
