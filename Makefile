@@ -27,7 +27,7 @@ $(VENV)/.created:
 # Two sizes: the demo needs the base and what training writes; tests need every extra and the oracles.
 $(VENV)/.installed-demo: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "[2/3] pinned libraries for the demo (several GB the first time, mostly torch; a few minutes)"
-	@$(PIP) install -q -c constraints.txt -e ".[train,eval]"
+	@$(PIP) install -q -c constraints.txt -e ".[train,eval,video]"
 	@touch $@
 
 $(VENV)/.installed-all: pyproject.toml constraints.txt $(VENV)/.created
@@ -40,7 +40,7 @@ setup: $(VENV)/.installed-all
 demo: $(VENV)/.installed-demo
 	@echo "[3/3] default model and data"
 	@$(BIN)/mm-llama assets fetch --for demo
-	@$(BIN)/python -m mm_llama.demos.image $(DEMO_ARGS)
+	@$(BIN)/python -m mm_llama.demos.demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-all
 	@echo "[3/3] models and data for the tests"

@@ -41,14 +41,14 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain data; a missing or dangling value is a ValueError that names its key."""
+    for name, parts in (cfg.get("modality") or {}).items():
+        if parts and parts.get("reads"):
+            check_reads(name, parts["reads"], cfg.modality)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(
             f"the config leaves {', '.join(missing)} open: give a value, for example {missing[0]}=..."
         )
-    for name, parts in (cfg.get("modality") or {}).items():
-        if parts and parts.get("reads"):
-            check_reads(name, parts["reads"], cfg.modality)
     try:
         data = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     except Exception as error:  # OmegaConf has one family for interpolation, one for types

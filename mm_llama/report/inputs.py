@@ -16,6 +16,7 @@ WHAT = {
     "freeze.json": "the table of frozen and trained tensors with their digests",
     "vqa.json": "accuracy, intervals and baselines",
     "vqa_answers.jsonl": "held-out pictures with question, answer and truth",
+    "clips_answers.jsonl": "frames of held-out clips with question, answer and truth",
     "proof.json": "the proof that text is unchanged",
 }
 
@@ -40,6 +41,8 @@ class Inputs:
     vqa: dict[str, Any] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
     captions: dict[str, Any] = field(default_factory=dict)
+    clips: dict[str, Any] = field(default_factory=dict)
+    clip_answers: list[dict[str, Any]] = field(default_factory=list)
     proof: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # file as named on the page -> what the page lacks
     notes: list[str] = field(default_factory=list)
@@ -74,6 +77,9 @@ def read_inputs(run_dir: Path) -> Inputs:
     captions = inputs.locate("captions.json")
     if captions.is_file():  # a run may have no captions at all, so their absence is no gap
         inputs.captions = _read_object(inputs, captions, "captions.json")
+    if inputs.locate("clips.json").is_file():  # nor clips
+        inputs.clips = _read_object(inputs, inputs.locate("clips.json"), "clips.json")
+        inputs.clip_answers = _read_lines(inputs, inputs.locate("clips_answers.jsonl"), "clips_answers.jsonl")
     return inputs
 
 

@@ -13,6 +13,8 @@ the page then says which, where it would have stood and once more in its last se
 `metrics.jsonl`, per stage: a line per step: step, loss, accuracy, eval.answers or eval.accuracy, eval.loss
 `summary.json`, per stage: minutes; freeze: the rows of `FreezeTable.to_json` (or `freeze.json` holds them)
 `vqa.json`, `vqa_answers.jsonl`: as `mm_llama.eval.vqa` writes them; picture paths relative to the run folder.
+`clips.json`, `clips_answers.jsonl`: as `mm-llama eval clips` writes them; `clips` of demo.json: real clips,
+[{path, name, shows, turns: [{question, answer, truth}]}]. Absent where a run has no clips.
 `captions.json`: as `mm_llama.eval.pairs` writes it; its absence is no gap, for not every run has captions.
 `proof.json`: as `mm_llama.proof` returns it.
 
@@ -27,6 +29,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mm_llama.report import evidence, results
+from mm_llama.report.clips import clips
 from mm_llama.report.inputs import Inputs, read_inputs
 from mm_llama.report.markup import Markup, element
 from mm_llama.report.pictures import held_out_pictures, photos_for_show
@@ -39,6 +42,7 @@ SECTIONS: tuple[Section, ...] = (
     ("curves", "Learning", "How it learned", results.curves, "metrics.jsonl"),
     ("types", "Question types", "Accuracy by question type", results.types, "vqa.json"),
     ("pictures", "Pictures", "Held-out pictures", held_out_pictures, "vqa_answers.jsonl"),
+    ("clips", "Clips", "What moves", clips, ""),
     ("photos", "Photos", "Photos, for show", photos_for_show, ""),
     ("freeze", "Freeze table", "What was frozen, what changed", evidence.freeze, "freeze.json"),
     ("proof", "Proof", "Text is unchanged", evidence.proof, "proof.json"),

@@ -1,7 +1,8 @@
-"""`make demo`: real pictures train an image adapter onto the frozen default core; a page says what came of it.
+"""`make demo`: real pictures and clips train adapters onto the frozen default core; a page says what came of it.
 
-Phases: data, features and training (one `mm-llama train` run), all test questions with and beside the picture,
-the proof that text is unchanged, photos for show, the report. Each phase keeps its result in the run folder and
+Phases: data, features and training of the image adapter, then of the video adapter beside it (`mm-llama train` runs),
+test questions about pictures and clips with and beside them, the proof that text is unchanged, photos and real clips
+for show, the report. Each phase keeps its result in the run folder and
 is reused by the next call while the adapter is the same.
 """
 
@@ -21,12 +22,22 @@ from typing import Any
 # Pictures that the adapter was not made for: a shapes-and-colours adapter answers them as best it can, shown unedited.
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STAGES = {"shapes": "demo_image_shapes", "present": "demo_image_present", "image": "demo_image"}
+# A real film clip that a package carries (asset, file, what is to be seen, question, truth).
+REAL_CLIPS = (
+    (
+        "gradio_photos",
+        "gradio/media_assets/videos/muted_b.mp4",
+        "the earth at night turns before a black sky",
+        "Which way did the earth turn: left or right?",
+        "right",
+    ),
+)
 PHOTO_QUESTIONS = ("what color is the shape?", "is there a circle?")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mm_llama.demos.image", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m mm_llama.demos.demo", description=__doc__)
     parser.add_argument("--out", default="runs/demo", help="folder of the run (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=0, help="test questions to ask (default: all 9,673)")
     parser.add_argument(
@@ -36,17 +47,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = Path(args.out)
     demo = Demo(out)
-    command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.image"
+    command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
     runs: list[Path] = []
     for name, experiment in STAGES.items():
         init = [f"stage.init.image={runs[-1]}"] if runs else []
         runs.append(demo.train(name, experiment, [*init, *args.overrides]))
     run = runs[-1]
+    video = demo.train("video", "demo_video", [f"stage.init.image={run}", *args.overrides])
     demo.vqa(run, args.questions)
-    demo.proof(run, args.mmlu)
+    demo.clips(video, args.questions)
+    demo.proof([run, video], args.mmlu)
     demo.photos(run)
-    page = demo.report(runs, command)
-    demo.farewell(run, page)
+    demo.real_clips(video)
+    page = demo.report([*runs, video], command)
+    demo.farewell(run, video, page)
     return 0
 
 
@@ -66,7 +80,8 @@ class Demo:
 
         if self._done(name, self.out / name, ":".join([experiment, *overrides])):
             return self.out / name
-        _say(f"stage {name}: training the image adapter on the frozen core")
+        kind = "video" if name == "video" else "image"
+        _say(f"stage {name}: training the {kind} adapter on the frozen core")
         began = time.perf_counter()
         cfg = compose_config(
             "train", [f"experiment={experiment}", f"runs={self.out}", f"name={name}", *overrides]
@@ -109,17 +124,40 @@ class Demo:
             "vqa", run, time.perf_counter() - began, f"{len(result.questions)} questions, three times", limit
         )
 
-    def proof(self, run: Path, num_mmlu: int) -> None:
-        """Compare the core with and without the adapter: digests, logits, MMLU likelihoods."""
-        if self._done("proof", run, num_mmlu):
+    def clips(self, run: Path, limit: int) -> None:
+        """Ask the test questions about clips: with the clip, with another, with one frame, with the middle frame."""
+        if self._done("clips", run, limit):
+            return
+        from rich.console import Console
+
+        from mm_llama.eval.clips import confusion, evaluate_clips
+        from mm_llama.eval.clips_recipe import clip_sources
+
+        _say("asking the test questions about clips, and the image adapter alone about the middle frame")
+        began = time.perf_counter()
+        model, tokenizer, chat = _load(run)
+        clips, middle, train = clip_sources("motion", "test", [run])
+        result = evaluate_clips(model, tokenizer, chat, clips, middle_frames=middle, train=train, limit=limit)
+        found = result.to_json() | {"confusion": {kind: confusion(result, kind) for kind in result.types}}
+        result.write(self.out / "clips.json", self.out / "clips_answers.jsonl")
+        _write(self.out / "clips.json", found)
+        Console(stderr=True).print(result.table())
+        detail = f"{len(result.questions)} questions, on four sides, features included"
+        self._keep("clips", run, time.perf_counter() - began, detail, limit)
+
+    def proof(self, runs: list[Path], num_mmlu: int) -> None:
+        """Compare the core with and without the adapters: digests, logits, MMLU likelihoods."""
+        if self._done("proof", runs[-1], num_mmlu):
             return
         from mm_llama.proof import prove_text_unchanged
 
         _say("proving that the text model is unchanged (digests, logits, MMLU)")
         began = time.perf_counter()
-        proof = prove_text_unchanged(run, num_mmlu=num_mmlu, say=_say)
-        (self.out / "proof.json").write_text(json.dumps(proof, indent=2) + "\n", "utf-8")
-        self._keep("proof", run, time.perf_counter() - began, f"{num_mmlu} MMLU questions, twice", num_mmlu)
+        proof = prove_text_unchanged(runs, num_mmlu=num_mmlu, say=_say)
+        _write(self.out / "proof.json", proof)
+        self._keep(
+            "proof", runs[-1], time.perf_counter() - began, f"{num_mmlu} MMLU questions, twice", num_mmlu
+        )
 
     def photos(self, run: Path) -> None:
         """Put two questions to photos that have nothing to do with the training pictures."""
@@ -140,8 +178,27 @@ class Demo:
                 answer = assistant.chat([{"role": "user", "content": parts}], max_new_tokens=16)
                 turns.append({"question": question, "answer": answer})
             shown.append({"image": str(files[name]), "name": name, "source": "scikit-image", "turns": turns})
-        (self.out / "photos.json").write_text(json.dumps(shown, indent=2) + "\n", "utf-8")
+        _write(self.out / "photos.json", shown)
         self._keep("photos", run, time.perf_counter() - began, f"{len(shown)} photos")
+
+    def real_clips(self, run: Path) -> None:
+        """Put a question to real clips; the answer is shown right or wrong."""
+        if self._done("real_clips", run):
+            return
+        from mm_llama.assets import asset
+        from mm_llama.assistant import load
+
+        began = time.perf_counter()
+        assistant = load("smollm2_135m", [run])
+        shown = []
+        for package, name, shows, question, truth in REAL_CLIPS:
+            path = str(asset(package) / name)
+            content = [{"type": "video", "path": path}, {"type": "text", "text": question}]
+            answer = assistant.chat([{"role": "user", "content": content}], max_new_tokens=16)
+            turns = [{"question": question, "answer": answer, "truth": truth}]
+            shown.append({"path": path, "name": Path(path).name, "shows": shows, "turns": turns})
+        _write(self.out / "real_clips.json", shown)
+        self._keep("real_clips", run, time.perf_counter() - began, f"{len(shown)} clips")
 
     def report(self, runs: list[Path], command: str) -> Path:
         """Write demo.json and the page."""
@@ -149,25 +206,29 @@ class Demo:
         from mm_llama.stages.checkpoint import find_checkpoint
 
         summaries = [_read(run / "summary.json") for run in runs]
-        summary, config = summaries[-1], find_checkpoint(runs[-1]) / "config.yaml"
+        summary, config = summaries[-1], find_checkpoint(runs[-2]) / "config.yaml"
         names = {
             "shapes": "data, features, first stage: shapes and colours",
             "present": "second stage: presence",
             "image": "third stage: all questions",
-            "vqa": "test questions",
+            "video": "clips, features, video stage",
+            "vqa": "test questions about pictures",
+            "clips": "test questions about clips",
             "proof": "proof that text is unchanged",
             "photos": "photos",
+            "real_clips": "real clips",
         }
         demo = {
             "title": "Eyes for a frozen text model",
-            "lead": "A gated cross-attention adapter, trained in minutes on a CPU, lets a text-only model answer "
-            "about pictures, and leaves every bit of the text model as it was.",
+            "lead": "Gated cross-attention adapters, trained in minutes on a CPU, let a text-only model answer "
+            "about pictures and clips, and leave every bit of the text model as it was.",
             "name": "image",
             "command": command,
             "started": self.started.isoformat(timespec="seconds"),
             "seed": summary.get("seed", 0),
             "core": "SmolLM2-135M-Instruct (frozen)",
-            "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each",
+            "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each; motion: 400 "
+            "training and 200 test clips of one OpenMoji picture that moves over a photograph",
             "stages": [{"name": run.name, "dir": os.path.relpath(run, self.out)} for run in runs],
             "phases": [
                 {"name": names[key], "seconds": phase["seconds"], "detail": phase["detail"]}
@@ -179,26 +240,33 @@ class Demo:
             "versions": summary.get("versions", {}),
             "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
             "photos": _read_list(self.out / "photos.json"),
+            "clips": _read_list(self.out / "real_clips.json"),
             "notes": [
                 "The photos are for show: the adapter was trained on drawn shapes alone, so its answers about "
                 "photos say little.",
-                "Video, speech in and speech out are not part of this page yet.",
+                "Speech in and speech out are not part of this page yet.",
             ],
         }
         (self.out / "demo.json").write_text(json.dumps(demo, indent=2) + "\n", "utf-8")
         return write_report(self.out, self.out / "report.html")
 
-    def farewell(self, run: Path, page: Path) -> None:
+    def farewell(self, run: Path, video: Path, page: Path) -> None:
         """Say what came out and what to type next."""
-        overall = _read(self.out / "vqa.json").get("overall", {}).get("model", {})
-        value = overall.get("accuracy", overall.get("value"))
-        score = f", {100 * value:.1f} % of the test questions right" if isinstance(value, float) else ""
-        answers = self.out / "vqa_answers.jsonl"
-        first = json.loads(answers.open(encoding="utf-8").readline())["image"] if answers.is_file() else ""
-        picture = os.path.normpath(self.out / first) if first else "PICTURE"
-        print(f"\nadapter  {run}{score}")
+        pictures = _score(self.out / "vqa.json", "test questions about pictures")
+        moving = _score(self.out / "clips.json", "test questions about clips")
+        print(f"\nadapter  {run}{pictures}")
+        print(f"adapter  {video}{moving}")
         print(f"report   {page}")
-        print(f'ask      .venv/bin/mm-llama ask {picture} "what color is the shape?"')
+        for name, word, question in (
+            ("vqa", "PICTURE", "what color is the shape?"),
+            ("clips", "CLIP", "Which way does it move?"),
+        ):
+            answers = self.out / f"{name}_answers.jsonl"
+            first = (
+                json.loads(answers.open(encoding="utf-8").readline())["image"] if answers.is_file() else ""
+            )
+            file = os.path.normpath(self.out / first) if first else word
+            print(f'ask      .venv/bin/mm-llama ask {file} "{question}"')
 
     def _done(self, phase: str, run: Path, option: int | str = 0) -> bool:
         known = self.state.get(phase, {})
@@ -238,6 +306,16 @@ def _easy_vqa() -> tuple[Path, Path]:
     from mm_llama.paths import cache_dir
 
     return asset("easy_vqa"), cache_dir() / "data" / "easy_vqa"
+
+
+def _score(path: Path, what: str) -> str:
+    overall = _read(path).get("overall", {}).get("model", {})
+    value = overall.get("accuracy", overall.get("value"))
+    return f", {100 * value:.1f} % of the {what} right" if isinstance(value, float) else ""
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:
