@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from mm_llama.core.cache import KVCache, Slots
 from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
+from mm_llama.core.packed import Documents, attend_documents, find_documents
 
 Between = Callable[[int, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
+Mask = Tensor | Documents | None  # bool[B or 1, S, T] of who sees whom, or the documents of packed rows
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Llama(nn.Module):
         """Return float32 logits [B, S, V], or [T, V] at the True positions of bool[B, S] `at`.
 
         `positions_BS` int64 defaults to 0..S-1; with a cache they are also the slots that are written.
-        `documents_BS` int64: a position sees only its own document (packed rows; not together with a cache).
+        `documents_BS` int64: a position sees only its own document, a run of equal numbers (packed rows; not
+        together with a cache).
         `embeddings_BSD` replaces the embedding of `tokens_BS`.
         """
         hidden = self.hidden(
@@ -163,9 +166,9 @@ class Llama(nn.Module):
             positions_BS = torch.arange(S, device=device).expand(B, S)
         rope = self.rope(positions_BS)
         slots: Slots | None = None
-        mask: Tensor | None
+        mask: Mask
         if cache is None:
-            mask = causal_mask(S, documents_BS, device)
+            mask = causal_mask(S, device) if documents_BS is None else find_documents(documents_BS)
         else:
             if documents_BS is not None:
                 raise ValueError("packed documents and a KV cache do not go together: pass one of them")
@@ -201,11 +204,9 @@ class Layer(nn.Module):
         self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.ffn_dim)
 
-    def forward(
-        self, x_BSD: Tensor, rope: Rope, mask_BST: Tensor | None, slots: Slots | None, index: int
-    ) -> Tensor:
+    def forward(self, x_BSD: Tensor, rope: Rope, mask: Mask, slots: Slots | None, index: int) -> Tensor:
         """Map float[B, S, D] to float[B, S, D]; `index` is the layer's place in the cache."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope, mask_BST, slots, index)
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope, mask, slots, index)
         return x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
 
 
@@ -220,16 +221,16 @@ class SelfAttention(nn.Module):
         self.v = Linear(config.dim, config.num_kv_heads * config.head_dim)
         self.o = Linear(config.num_heads * config.head_dim, config.dim)
 
-    def forward(
-        self, x_BSD: Tensor, rope: Rope, mask_BST: Tensor | None, slots: Slots | None, index: int
-    ) -> Tensor:
-        """Attend within each row, or to everything the cache holds at earlier positions of the row."""
+    def forward(self, x_BSD: Tensor, rope: Rope, mask: Mask, slots: Slots | None, index: int) -> Tensor:
+        """Attend within each row or document, or to everything the cache holds at earlier positions of the row."""
         q = rotate(split_heads(self.q(x_BSD), self.num_heads), rope)
         k = rotate(split_heads(self.k(x_BSD), self.num_kv_heads), rope)
         v = split_heads(self.v(x_BSD), self.num_kv_heads)
         if slots is not None:
             k, v = slots.write(index, k, v)
-        return self.o(merge_heads(attend(q, k, v, mask_BST)))
+        if isinstance(mask, Documents):
+            return self.o(merge_heads(attend_documents(q, k, v, mask)))
+        return self.o(merge_heads(attend(q, k, v, mask)))
 
 
 def rotate(x_BHSd: Tensor, rope: Rope) -> Tensor:
@@ -259,12 +260,9 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     return torch.where(wavelengths < scaling.original_context / high, frequencies, scaled)
 
 
-def causal_mask(num_positions: int, documents_BS: Tensor | None, device: torch.device) -> Tensor:
-    """Return bool[1 or B, S, S]: a position sees itself and earlier ones, of its own document only."""
-    mask = torch.ones(num_positions, num_positions, dtype=torch.bool, device=device).tril()[None]
-    if documents_BS is not None:
-        mask = mask & (documents_BS[:, :, None] == documents_BS[:, None, :])
-    return mask
+def causal_mask(num_positions: int, device: torch.device) -> Tensor:
+    """Return bool[1, S, S]: a position sees itself and earlier ones."""
+    return torch.ones(num_positions, num_positions, dtype=torch.bool, device=device).tril()[None]
 
 
 def count_parameters(config: LlamaConfig) -> int:
