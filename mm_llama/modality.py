@@ -198,7 +198,9 @@ class CrossAttended(nn.Module):
     ) -> None:
         super().__init__()
         if (encoder is None) != bool(reads):
-            raise ValueError("a modality has an encoder of its own or `reads` another one's, not both or none")
+            raise ValueError(
+                "a modality has an encoder of its own or `reads` another one's, not both or none"
+            )
         # Both are duck-typed: any module with the methods that `conf/` pairs here.
         self.encoder: Any = encoder
         self.adapter: Any = adapter
