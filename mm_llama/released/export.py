@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.export import special_ids, staged_folder, write_json, write_safetensors
-from mm_llama.core.stored import Entry, StoredTensors, listed
+from mm_llama.core.stored import Entry, StoredTensors, counted, listed
 from mm_llama.model import MultimodalLlama
-from mm_llama.released.checkpoint import Sizes, VisionCheckpoint, shapes_of
+from mm_llama.released.checkpoint import TOWER_KEYS, Sizes, VisionCheckpoint, shapes_of
 from mm_llama.released.huggingface import (
     open_vision_huggingface,
     preprocessing_to_json,
@@ -145,14 +145,15 @@ def _sizes_of(model: MultimodalLlama) -> Sizes:
     if "image" not in model.modality:
         raise ValueError("the model has no image modality: export its core alone (mm_llama.core.export)")
     encoder, adapter = model.modality["image"].encoder, model.modality["image"].adapter
-    absent = [key for key in _TOWER if not hasattr(encoder, key)]
+    attributes = [key for key in TOWER_KEYS if key not in ("num_layers", "num_global_layers")]
+    absent = [key for key in attributes if not hasattr(encoder, key)]
     scaled = [block for block in adapter.blocks if block.branch_scale != 1]
     if absent or scaled or getattr(encoder, "drop_absent", False):
         raise ValueError(
             "the image modality is not of the released layout (modality/image=llama3_2_vision): "
             + (f"its encoder has no {listed(absent)}" if absent else "branch_scale or drop_absent is set")
         )
-    tower: dict[str, Any] = {key: getattr(encoder, key) for key in _TOWER}
+    tower: dict[str, Any] = {key: getattr(encoder, key) for key in attributes}
     tower |= {"num_layers": len(encoder.layers), "num_global_layers": len(encoder.global_layers)}
     sizes = Sizes(model.core.config, tuple(adapter.layers), tower)
     shapes: Mapping[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -162,24 +163,10 @@ def _sizes_of(model: MultimodalLlama) -> Sizes:
     )
     if differing:
         raise ValueError(
-            f"{len(differing)} tensors are not those of the released layout: {listed(differing)}; only a model of "
-            "modality/image=llama3_2_vision and no other modality can be exported to it"
+            f"{counted(differing, 'tensor is', 'tensors are')} not of the released layout: {listed(differing)}; only a "
+            "model of modality/image=llama3_2_vision and no other modality can be exported to it"
         )
     return sizes
-
-
-_TOWER = (
-    "tile_size",
-    "patch_size",
-    "max_tiles",
-    "width",
-    "num_heads",
-    "ffn_dim",
-    "taps",
-    "norm_eps",
-    "mean",
-    "std",
-)
 
 
 def _card(sizes: Sizes, dtype: str, digest: str) -> str:
