@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from mm_llama.data.clip_writer import Pose, compose, write_clip
 from mm_llama.data.fluent import Thing
 from mm_llama.data.folders import make_folder
 from mm_llama.data.motion import SIDE, SPLITS, write_rows
+from mm_llama.data.sprites import balanced
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,6 @@ KIND_QUESTIONS = (
 # Photographs that show what is asked about: an animal, a person, the sky.
 LEFT_OUT = ("chelsea.png", "camera.png", "astronaut.png", "hubble_deep_field.jpg", "moon.png")
 
-T = TypeVar("T")
 Looks = Callable[[Path], "list[Image.Image]"]
 
 
@@ -138,15 +138,17 @@ def plan(kind: str, things: Sequence[Thing], split: str, number: int, *, seed: i
     if kind == "order":
         return list(_orders(animals, split, number, rng))
     if kind == "look":
-        animals = [] if split == "train" else [thing for thing in animals if len(thing.drawings) > 1]
+        if split == "train":
+            return []
+        animals = [thing for thing in animals if len(thing.drawings) > 1]
     return list(_names(kind, animals, split, number, rng))
 
 
 def _names(
     kind: str, animals: Sequence[Thing], split: str, number: int, rng: random.Random
 ) -> Iterator[Clip]:
-    chosen = _in_turn(animals, number, rng)
-    for index, (thing, part) in enumerate(zip(chosen, _in_turn(PARTS, len(chosen), rng), strict=True)):
+    chosen = balanced(animals, number, rng)
+    for index, (thing, part) in enumerate(zip(chosen, balanced(PARTS, len(chosen), rng), strict=True)):
         shown = Shown(thing, thing.drawings[1 if kind == "look" else 0], part)
         name = f"{kind}_{index:04d}"
         yield Clip(name, f"{split}_{name}", kind, rng.choice(NAME_QUESTIONS), thing.name, kind, (shown,))
@@ -154,8 +156,8 @@ def _names(
 
 def _orders(animals: Sequence[Thing], split: str, number: int, rng: random.Random) -> Iterator[Clip]:
     num_scenes = -(-number // 2)
-    pairs = _in_turn(((0, 1), (0, 2), (1, 2)), num_scenes, rng)
-    for index, (one, parts) in enumerate(zip(_in_turn(animals, num_scenes, rng), pairs, strict=True)):
+    pairs = balanced(((0, 1), (0, 2), (1, 2)), num_scenes, rng)
+    for index, (one, parts) in enumerate(zip(balanced(animals, num_scenes, rng), pairs, strict=True)):
         other = rng.choice([thing for thing in animals if thing.family != one.family])
         when = rng.choice(("first", "last"))
         a, b = rng.sample((one.name, other.name), 2)
@@ -172,22 +174,14 @@ def _orders(animals: Sequence[Thing], split: str, number: int, rng: random.Rando
 def _categories(
     by_kind: Sequence[Sequence[Thing]], split: str, number: int, rng: random.Random
 ) -> Iterator[Clip]:
-    turns = [_in_turn(things, -(-number // len(by_kind)), rng) for things in by_kind]
+    turns = [balanced(things, -(-number // len(by_kind)), rng) for things in by_kind]
     chosen = [thing for together in zip(*turns, strict=True) for thing in together]
-    for index, (thing, part) in enumerate(zip(chosen, _in_turn(PARTS, len(chosen), rng), strict=True)):
+    for index, (thing, part) in enumerate(zip(chosen, balanced(PARTS, len(chosen), rng), strict=True)):
         # Training keeps to first drawings: the others are what `look` asks about.
         shown = Shown(thing, rng.choice(thing.drawings[: 1 if split == "train" else None]), part)
         name = f"category_{index:04d}"
         question = rng.choice(KIND_QUESTIONS)
         yield Clip(name, f"{split}_{name}", "category", question, thing.kind, "category", (shown,))
-
-
-def _in_turn(things: Sequence[T], number: int, rng: random.Random) -> list[T]:
-    """Return `number` things, each as often as the others but for one time; none when there are none."""
-    chosen: list[T] = []
-    while things and len(chosen) < number:
-        chosen += rng.sample(list(things), len(things))
-    return chosen[:number]
 
 
 @dataclass(frozen=True)

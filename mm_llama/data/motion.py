@@ -121,7 +121,7 @@ def _cast(kind: str, things: Sequence[Sprite], number: int, seed: str) -> Iterat
     """Number the scenes that hold `number` clips, and choose the thing of each."""
     clips_a_scene = 2 if kind == "order" else 4
     num_scenes = -(-number // clips_a_scene)
-    return enumerate(sprite_sets.balanced(things, num_scenes, random.Random(seed)) if num_scenes else [])
+    return enumerate(sprite_sets.balanced(things, num_scenes, random.Random(seed)))
 
 
 @dataclass(frozen=True)

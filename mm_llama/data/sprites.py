@@ -13,13 +13,14 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mm_llama.data import fluent, tuxpaint
 
 if TYPE_CHECKING:
     from PIL import Image
 
+T = TypeVar("T")
 SETS = ("openmoji", "tuxpaint", "fluent")
 MASTER = 160  # pixels of the longer side that sprites are drawn with, before they are scaled
 OUTLINE = 4  # pixels of white around a drawn sprite, at that size: black lines must show on a dark photograph
@@ -264,11 +265,11 @@ def outlined(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, wide)
 
 
-def balanced(items: Sequence[Sprite], number: int, rng: random.Random) -> list[Sprite]:
-    """Return `number` sprites, each as often as the others but for one time, in random order."""
-    if not items:
-        raise ValueError("there are no sprites to choose from")
-    chosen: list[Sprite] = []
+def balanced(items: Sequence[T], number: int, rng: random.Random) -> list[T]:
+    """Return `number` items, each as often as the others but for one time, in random order."""
+    if not items and number:
+        raise ValueError("there is nothing to choose from")
+    chosen: list[T] = []
     while len(chosen) < number:
         chosen += rng.sample(list(items), len(items))
     return chosen[:number]
