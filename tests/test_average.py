@@ -412,6 +412,16 @@ def test_top_auto_takes_the_number_whose_average_evaluates_best(
     assert found["top"] == max(measured, key=lambda number: (measured[number], -number)) > 1
 
 
+def test_an_evaluation_needs_rows_that_were_held_out(
+    jobs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = dict(read_candidate(jobs[0]).config["data"]) | {"eval": []}
+    bare = changed(jobs[0], tmp_path / "bare", config={"data": data})
+    assert main(["average", str(bare), "--out", str(tmp_path / "out"), "--metric", "loss", "--eval"]) == 2
+    assert "image_sft has no held-out data to evaluate on: set data.eval" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_checkpoint_of_a_run_counts_with_the_record_of_its_step(folder: Path, jobs: list[Path]) -> None:
     checkpoint = find_checkpoint(jobs[0])
     one = read_candidate(checkpoint)
