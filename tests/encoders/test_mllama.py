@@ -274,6 +274,7 @@ def test_identity_names_weights_and_settings() -> None:
         ({"num_heads": 5}, "width 64 cannot be split into num_heads 5"),
         ({"taps": (2, 1)}, r"taps must ascend within 0 to 3, but got \[2, 1\]"),
         ({"taps": (4,)}, "taps must ascend within 0 to 3"),
+        ({"dim": 100}, "dim says 100, but width 64 of the last state and 3 taps is 256"),
         ({"num_global_layers": 0}, "num_global_layers must be at least 1, but got 0"),
     ],
 )
