@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from mm_llama.data.decode import upright_rgb
-from mm_llama.data.video_limits import NEAR, Budget, ClipError, ClipInfo, check_length, check_size
+from mm_llama.data.video_limits import (
+    DAMAGED,
+    NEAR,
+    Budget,
+    ClipError,
+    ClipInfo,
+    check_length,
+    check_size,
+    damage,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,7 +27,6 @@ FORMATS = {"gif": "GIF", "webp": "WEBP"}
 MAX_BYTES = 256_000_000  # Pillow reads the file whole
 # Browsers show a picture that asks for next to no time for a tenth of a second, and files count on it.
 _SHORTEST, _INSTEAD = 0.02, 0.1
-_DAMAGED = "is cut short or damaged: "
 
 
 class Animation:
@@ -73,19 +81,17 @@ class Animation:
         from PIL import Image
 
         self._file.seek(0)
-        try:
-            with Image.open(self._file, formats=[self._format]) as image:
-                for index in range(getattr(image, "n_frames", 1)):
-                    self._budget.spend(1)
-                    image.seek(index)
-                    check_size(*image.size, self._budget.limits)
-                    image.load()
-                    seconds = image.info.get("duration", 0) / 1000
-                    yield index, seconds if seconds >= _SHORTEST else _INSTEAD, image
-        except ClipError:
-            raise
-        except Exception:
-            raise ClipError(_DAMAGED + "a picture of it does not decode") from None
+        with (
+            damage("a picture of it does not decode"),
+            Image.open(self._file, formats=[self._format]) as image,
+        ):
+            for index in range(getattr(image, "n_frames", 1)):
+                self._budget.spend(1)
+                image.seek(index)
+                check_size(*image.size, self._budget.limits)
+                image.load()
+                seconds = image.info.get("duration", 0) / 1000
+                yield index, seconds if seconds >= _SHORTEST else _INSTEAD, image
 
 
 def is_animated(file: BinaryIO, container: str) -> bool:
@@ -97,11 +103,8 @@ def is_animated(file: BinaryIO, container: str) -> bool:
         head = file.read(21)
         return len(head) == 21 and head[12:16] == b"VP8X" and bool(head[20] & 2)
     file.seek(0)
-    try:
-        with Image.open(file, formats=["GIF"]) as image:
-            return bool(getattr(image, "is_animated", False))
-    except Exception:
-        raise ClipError(_DAMAGED + "its header does not parse") from None
+    with damage("its header does not parse"), Image.open(file, formats=["GIF"]) as image:
+        return bool(getattr(image, "is_animated", False))
 
 
 def _size(file: BinaryIO, container: str) -> tuple[int, int]:
@@ -109,7 +112,7 @@ def _size(file: BinaryIO, container: str) -> tuple[int, int]:
     file.seek(0)
     head = file.read(30)
     if len(head) < 30:
-        raise ClipError(_DAMAGED + "its header does not parse")
+        raise ClipError(DAMAGED + "its header does not parse")
     if container == "gif":
         width, height = struct.unpack("<HH", head[6:10])
         return width, height

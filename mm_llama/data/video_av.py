@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mm_llama.data.video_limits import NEAR, Budget, ClipError, ClipInfo, check_length, check_size
+from mm_llama.data.video_limits import (
+    DAMAGED,
+    NEAR,
+    Budget,
+    ClipError,
+    ClipInfo,
+    GuardedFile,
+    check_length,
+    check_size,
+    damage,
+)
 from mm_llama.data.video_pixels import Converter
 
 if TYPE_CHECKING:
@@ -58,7 +68,6 @@ CODECS = (
 _SKIPPING = ("h264", "hevc", "vp8", "vp9", "mpeg4")
 _FAR = 2**52  # later than every time stamp, and far from overflow when it is rescaled
 _REORDER = 16  # no codec shows a frame later than this many packets after its own
-_DAMAGED = "is cut short or damaged: "
 
 
 class AvClip:
@@ -72,7 +81,7 @@ class AvClip:
         self._file, self._container, self._budget = file, container, budget
         self._open()
         try:
-            with _damage("its pictures cannot be found"):
+            with damage("its pictures cannot be found"):
                 self._start = self._first_time()
                 self._end = self._last_time()
             self.info = self._describe()
@@ -90,11 +99,10 @@ class AvClip:
         Gives (how many of the moments show it, its own time in seconds, upright RGB picture), in order.
         """
         ticks = [self._start + math.floor((moment + NEAR) / self._tick) for moment in moments]
-        with _damage("its pictures cannot be found"):
-            groups = self._grouped(ticks)
-        for place, wanted in groups:
-            with _damage("its pictures cannot be found"):
-                runs = self._runs(place, wanted)
+        with damage("its pictures cannot be found"):
+            planned = [(place, self._runs(place, wanted)) for place, wanted in self._grouped(ticks)]
+        self._settle(planned)
+        for place, runs in planned:
             yield from self._decoded(place, runs)
 
     # --- opening
@@ -104,9 +112,9 @@ class AvClip:
 
         self._file.seek(0)
         max_pixels = str(self._budget.limits.max_pixels)
-        with _damage("its header does not parse"):
+        with damage("its header does not parse"):
             self._av: Any = av.open(
-                _GuardedFile(self._file, self._budget),
+                GuardedFile(self._file, self._budget),
                 mode="r",
                 format=DEMUXERS[self._container],
                 options={"format_whitelist": _WHITELIST, "max_pixels": max_pixels, "max_streams": "64"},
@@ -175,7 +183,7 @@ class AvClip:
             if first is not None and (count >= _REORDER or (packet.dts is not None and packet.dts >= first)):
                 break
         if first is None:
-            raise ClipError(_DAMAGED + "it holds no picture")
+            raise ClipError(DAMAGED + "it holds no picture")
         return first
 
     def _last_time(self) -> int:
@@ -188,12 +196,12 @@ class AvClip:
                 end = ends[self._stream.index]
                 break
         if end is None:
-            raise ClipError(_DAMAGED + "it holds no picture")
+            raise ClipError(DAMAGED + "it holds no picture")
         last = max(float(ticks * self._av.streams[index].time_base) for index, ticks in ends.items())
         declared = self._declared()
         if declared is not None and last < declared - max(1.0, declared / 50):
             raise ClipError(
-                f"{_DAMAGED}its header says that it ends at {declared:,.1f} s, but it ends at {last:,.1f} s"
+                f"{DAMAGED}its header says that it ends at {declared:,.1f} s, but it ends at {last:,.1f} s"
             )
         return max(end, self._start)
 
@@ -291,7 +299,7 @@ class AvClip:
             if packet.dts is not None and packet.dts > ticks[-1]:
                 break
         if not shown:
-            raise ClipError(_DAMAGED + "a part of it holds no picture")
+            raise ClipError(DAMAGED + "a part of it holds no picture")
         times = sorted(shown)
         runs: dict[int, _Run] = {}
         for tick in ticks:
@@ -302,25 +310,38 @@ class AvClip:
             run = runs.setdefault(first, _Run(first, number, {}))
             run.last = max(run.last, number)
             run.wanted[time] = run.wanted.get(time, 0) + 1
+        if self._counted:
+            runs[0].last += _REORDER
         return [runs[first] for first in sorted(runs)]
+
+    def _settle(self, planned: Sequence[tuple[int | None, list[_Run]]]) -> None:
+        """Give each frame to one run alone, and charge the budget before anything is decoded."""
+        owners: dict[int, _Run] = {}
+        for _, runs in planned:
+            for run in runs:
+                for time, count in list(run.wanted.items()):
+                    if time in owners:  # two places to seek to can lead to one frame
+                        owners[time].wanted[time] += count
+                        del run.wanted[time]
+                    else:
+                        owners[time] = run
+            runs[:] = [run for run in runs if run.wanted]
+            self._budget.spend(sum(run.last - run.first + 1 for run in runs))
 
     # --- decoding
 
     def _decoded(self, place: int | None, runs: Sequence[_Run]) -> Iterator[tuple[int, float, Image.Image]]:
-        with _damage("its pictures cannot be found"):
+        with damage("its pictures cannot be found"):
             self._seek(place)
         packets = enumerate(self._packets())
         for run in runs:
-            if self._counted:
-                run.last += _REORDER
-            self._budget.spend(run.last - run.first + 1)
             missing = dict(run.wanted)
             for time, frame in self._run_frames(packets, run):
                 if time in missing:
                     yield missing.pop(time), self._seconds(time), self._picture(frame, time)
             if missing:
                 raise ClipError(
-                    f"{_DAMAGED}the picture at {self._seconds(min(missing)):.2f} s does not decode"
+                    f"{DAMAGED}the picture at {self._seconds(min(missing)):.2f} s does not decode"
                 )
 
     def _run_frames(self, packets: Iterator[tuple[int, Any]], run: _Run) -> Iterator[tuple[int, Any]]:
@@ -336,7 +357,7 @@ class AvClip:
                 yield frame.pts, frame
 
     def _fed(self, packets: Iterator[tuple[int, Any]], run: _Run, times: list[int]) -> Iterator[Any]:
-        with _damage("a picture of it does not decode"):
+        with damage("a picture of it does not decode"):
             for number, packet in packets:
                 if number < run.first:
                     continue
@@ -355,9 +376,9 @@ class AvClip:
 
         self._budget.check()
         if frame.is_corrupt:
-            raise ClipError(f"{_DAMAGED}the picture at {self._seconds(time):.2f} s is incomplete")
+            raise ClipError(f"{DAMAGED}the picture at {self._seconds(time):.2f} s is incomplete")
         check_size(frame.width, frame.height, self._budget.limits)
-        with _damage("a picture of it does not convert"):
+        with damage("a picture of it does not convert"):
             return Image.fromarray(self._converter.rgb(frame))
 
     def _seconds(self, time: int) -> float:
@@ -373,34 +394,6 @@ class _Run:
     wanted: dict[int, int]
 
 
-class _GuardedFile:
-    """What the demuxer reads from: a file without a name, which looks at the clock at every read."""
-
-    def __init__(self, file: BinaryIO, budget: Budget) -> None:
-        self._file, self._budget = file, budget
-
-    def read(self, size: int) -> bytes:
-        self._budget.check()
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
 def _refuse(url: str, flags: int, options: dict[str, str]) -> Any:
     """Called when a demuxer wants a second file."""
     raise ClipError("refers to other files, which are not opened; export it as one file")
-
-
-@contextlib.contextmanager
-def _damage(what: str) -> Iterator[None]:
-    """Anything that the decoder raises becomes ClipError: its own words stay inside."""
-    try:
-        yield
-    except ClipError:
-        raise
-    except Exception:
-        raise ClipError(_DAMAGED + what) from None

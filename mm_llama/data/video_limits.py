@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 MAX_BYTES = 20_000_000_000
 MAX_PIXELS = 4096 * 2160
@@ -13,6 +16,8 @@ MAX_WALL_SECONDS = 600.0
 
 # A frame counts as shown this long (seconds) before it begins: containers round times to a millisecond.
 NEAR = 1e-3
+
+DAMAGED = "is cut short or damaged: "
 
 
 class ClipError(Exception):
@@ -95,3 +100,34 @@ def check_length(duration: float, limits: Limits) -> None:
         raise ClipError(
             f"lasts {duration:,.0f} s, more than the limit of {limits.max_seconds:,.0f} s (max_seconds); cut it"
         )
+
+
+class GuardedFile:
+    """What the demuxer reads from: a file without a name, which looks at the clock at every read."""
+
+    def __init__(self, file: BinaryIO, budget: Budget) -> None:
+        self._file, self._budget = file, budget
+
+    def read(self, size: int) -> bytes:
+        """Read at most `size` bytes."""
+        self._budget.check()
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move as a file does."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+
+@contextlib.contextmanager
+def damage(what: str) -> Iterator[None]:
+    """Whatever a decoder raises becomes ClipError with our words: its own have carried memory addresses."""
+    try:
+        yield
+    except ClipError:
+        raise
+    except Exception:
+        raise ClipError(DAMAGED + what) from None
