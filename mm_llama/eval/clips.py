@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.data.collate import LoadMedia
 from mm_llama.data.sources import Source
 from mm_llama.eval.vqa import evaluate_vqa, read_questions
 from mm_llama.eval.vqa_result import SIDES, VQAResult, normalise
 from mm_llama.model import MultimodalLlama
-from mm_llama.stage_run import MediaReader
 
 Say = Callable[[str, int, int], None]
+# Makes the media of a source ready to be read: what `collate` reads them with, and the kinds that come as features.
+Prepare = Callable[[Source], tuple[LoadMedia, Collection[str]]]
 
 
 def evaluate_clips(
@@ -26,6 +28,7 @@ def evaluate_clips(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     clips: Source,
+    prepare: Prepare,
     *,
     middle_frames: Source | None = None,
     train: Source | None = None,
@@ -36,19 +39,19 @@ def evaluate_clips(
 ) -> VQAResult:
     """Answer every question about a clip on every side.
 
-    `middle_frames` holds the same rows with the middle frame as a picture: the image adapter answers them. `train`
-    gives the majority sides. Features are cached for each number of frames.
+    `middle_frames` holds the same rows with the middle frame as a picture: the image adapter alone answers them, made
+    to choose among the answers of the question's type (free to say anything, it says what it was trained to say).
+    `train` gives the majority by type. Features are cached for each number of frames.
     """
     questions = read_questions(clips, limit=limit)
-    media = MediaReader(model)
-    media.prepare([clips])
+    load_media, encoded = prepare(clips)
     result = evaluate_vqa(
         model,
         tokenizer,
         chat,
         questions,
-        load_media=media.load_media,
-        encoded=media.encoded,
+        load_media=load_media,
+        encoded=encoded,
         train=read_questions(train) if train is not None else (),
         sides=["wrong_picture"] if wrong else [],
         progress=progress,
@@ -56,9 +59,12 @@ def evaluate_clips(
     found = dict(result.answers)
     if one_frame:
         with frames_of(model, 1):
-            _answer_side(result, found, "one_frame", model, tokenizer, chat, clips, limit)
+            _answer_side(result, found, "one_frame", model, tokenizer, chat, clips, prepare, limit)
     if middle_frames is not None:
-        _answer_side(result, found, "middle_frame", model, tokenizer, chat, middle_frames, limit)
+        _answer_side(
+            result, found, "middle_frame", model, tokenizer, chat, middle_frames, prepare, limit, choose=True
+        )
+    found.pop("majority_by_question", None)  # nearly every question names another thing
     result.answers = {side: found[side] for side in SIDES if side in found}
     return result
 
@@ -68,6 +74,7 @@ def accuracy_by_frames(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     clips: Source,
+    prepare: Prepare,
     numbers: Sequence[int],
     *,
     limit: int = 0,
@@ -76,25 +83,24 @@ def accuracy_by_frames(
     rows = []
     for number in numbers:
         with frames_of(model, number):
-            media = MediaReader(model)
             start = time.perf_counter()
-            media.prepare([clips])
-            encoded = time.perf_counter() - start
+            load_media, encoded = prepare(clips)
+            encode_seconds = time.perf_counter() - start
             questions = read_questions(clips, limit=limit)
             result = evaluate_vqa(
                 model,
                 tokenizer,
                 chat,
                 questions,
-                load_media=media.load_media,
-                encoded=media.encoded,
+                load_media=load_media,
+                encoded=encoded,
                 sides=[],
             )
         rows.append(
             {"frames": number}
             | result.accuracy("model").to_json()
             | {"types": {kind: result.accuracy("model", kind).to_json() for kind in result.types}}
-            | {"answer_seconds": result.seconds["model"], "encode_seconds": encoded}
+            | {"answer_seconds": result.seconds["model"], "encode_seconds": encode_seconds}
         )
     return rows
 
@@ -135,15 +141,32 @@ def _answer_side(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     source: Source,
+    prepare: Prepare,
     limit: int,
+    choose: bool = False,
 ) -> None:
-    media = MediaReader(model)
-    media.prepare([source])
+    load_media, encoded = prepare(source)
     questions = read_questions(source, limit=limit)
-    part = evaluate_vqa(
-        model, tokenizer, chat, questions, load_media=media.load_media, encoded=media.encoded, sides=[]
-    )
     if [q.truth for q in questions] != [q.truth for q in result.questions]:
         raise ValueError(f"the rows of the side {side} are not those of the clips: their answers differ")
-    found[side] = part.answers["model"]
-    result.seconds[side] = part.seconds["model"]
+    answers = [""] * len(questions)
+    groups: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        groups.setdefault(question.type if choose else "", []).append(index)
+    result.seconds[side] = 0.0
+    for indices in groups.values():
+        asked = [questions[index] for index in indices]
+        part = evaluate_vqa(
+            model,
+            tokenizer,
+            chat,
+            asked,
+            load_media=load_media,
+            encoded=encoded,
+            sides=[],
+            candidates=sorted({question.truth for question in asked}) if choose else (),
+        )
+        for index, answer in zip(indices, part.answers["model"], strict=True):
+            answers[index] = answer
+        result.seconds[side] += part.seconds["model"]
+    found[side] = answers

@@ -32,8 +32,8 @@ SIDE_NAMES = {
     "majority_by_type": "majority\nby type",
     "no_picture": "no\npicture",
     "wrong_picture": "another\npicture",
-    "one_frame": "one frame\nof the clip",
-    "middle_frame": "image adapter,\nmiddle frame",
+    "one_frame": "one\nframe",
+    "middle_frame": "middle\nframe",
 }
 
 
