@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def encode_clip(
     milliseconds: Sequence[int] | None = None,
     sound: str = "",
     seekable: bool = True,
+    path: str | Path = "",
     muxer: dict[str, str] | None = None,
     options: dict[str, str] | None = None,
     **context: Any,
@@ -51,12 +53,14 @@ def encode_clip(
     """The bytes of a clip of `pictures`, each shown for 1/`rate` s or from its own of `milliseconds` on.
 
     `sound` is an audio codec for a tone as long as the clip. `seekable` False writes as a live recorder does,
-    without going back. `context` are attributes of PyAV's codec context (`max_b_frames`, `colorspace`).
+    without going back; with `path` the clip goes through a file there, for muxers that read what they wrote.
+    `context` are attributes of PyAV's codec context (`max_b_frames`, `colorspace`).
     """
     import av
 
     data = io.BytesIO()
-    with av.open(data if seekable else _Stream(data), "w", format=container, options=muxer or {}) as writer:
+    target: Any = str(path) if path else data if seekable else _Stream(data)
+    with av.open(target, "w", format=container, options=muxer or {}) as writer:
         stream: Any = writer.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = pictures[0].size
         stream.pix_fmt = pix_fmt
@@ -73,7 +77,7 @@ def encode_clip(
         writer.mux(stream.encode())
         if tone is not None:
             _add_tone(writer, tone, len(pictures) / rate)
-    return data.getvalue()
+    return Path(path).read_bytes() if path else data.getvalue()
 
 
 def encode_sound(container: str = "mp4", codec: str = "aac", seconds: float = 1.0) -> bytes:
