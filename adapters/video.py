@@ -120,7 +120,7 @@ class VideoAdapter(nn.Module):
                 f"the video adapter expects clips of frame features [M, F, N, {self.encoder_dim}] (the image "
                 f"encoder's width), but these are {list(features_MFNE.shape)}"
             )
-        return self.aggregator(features_MFNE)  # type: ignore[no-any-return]
+        return self.aggregator(features_MFNE)
 
     def keys_values(self, media_MND: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return {layer: (keys, values)}, float[M, K, N, d] each: computed once per clip, shared by all its rows."""
@@ -197,7 +197,7 @@ class Aggregator(nn.Module):
         """Read one group of frames: float[M, g, N, E] to float[M, L, D], motion last."""
         content = self.content(features_MgNE)
         if self.motion is None:
-            return content  # type: ignore[no-any-return]
+            return content
         return torch.cat((content, self.motion(motion_of(features_MgNE))), dim=1)
 
     def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ class Resampler(nn.Module):
         latents_MLW = self.latents.to(tokens.dtype).expand(M, -1, -1)
         for layer in self.layers:
             latents_MLW = layer(latents_MLW, tokens_MTW)
-        return self.output(self.output_norm(latents_MLW))  # type: ignore[no-any-return]
+        return self.output(self.output_norm(latents_MLW))
 
 
 class ResamplerLayer(nn.Module):

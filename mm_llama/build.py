@@ -345,6 +345,8 @@ def _modalities_of_runs(
         if name in parts:
             continue
         if not start.is_dir():
+            start = run.parent / start.name  # its sibling, when both were moved or are named from elsewhere
+        if not start.is_dir():
             raise ValueError(
                 f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
             )

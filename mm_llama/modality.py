@@ -210,7 +210,7 @@ class CrossAttended(nn.Module):
     def features(self, stacked: Tensor, encoder: Any) -> Tensor:
         """Encode equally shaped media: float[M, *picture] to [M, N, E], or clips [M, F, *picture] to [M, F, N, E]."""
         if not self.num_frames:
-            return encoder(stacked)  # type: ignore[no-any-return]
+            return encoder(stacked)
         frames = stacked.flatten(0, 1)
         parts = [encoder(part) for part in frames.split(FRAMES_AT_ONCE)]
         return torch.cat(parts).unflatten(0, stacked.shape[:2])

@@ -221,6 +221,15 @@ def _cast(module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
             tensor.data = kept[name]
 
 
+def prepared(
+    model: MultimodalLlama, source: Source
+) -> tuple[dict[str, Callable[[MediaRef], Tensor]], frozenset[str]]:
+    """Encode what a source shows and no cache holds yet; return what `collate` reads it with, and the kinds encoded."""
+    media = MediaReader(model)
+    media.prepare([source])
+    return media.load_media, media.encoded
+
+
 def _reader(read: Callable[[Any], Tensor]) -> Callable[[MediaRef], Tensor]:
     return lambda ref: read(ref.source)
 

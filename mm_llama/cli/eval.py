@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,10 +155,12 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
     _needs_adapter(args)
     numbers = _numbers(args.frames) if args.frames else []
     model, tokenizer, chat = _load(args)
+    from mm_llama.clip_rows import clip_sources
     from mm_llama.data.sources import JsonlChat
     from mm_llama.eval.clips import accuracy_by_frames, confusion, evaluate_clips
-    from mm_llama.eval.clips_recipe import clip_sources
+    from mm_llama.stage_run import prepared
 
+    prepare = partial(prepared, model)
     if args.data in ("motion", "emoji_clips"):
         clips, middle, trained = clip_sources(
             args.data, args.split, args.adapter, types=args.types, sprites=args.sprites
@@ -170,6 +173,7 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
         tokenizer,
         chat,
         clips,
+        prepare,
         middle_frames=middle if baselines and "image" in model.modality else None,
         train=trained,
         wrong=baselines,
@@ -179,7 +183,9 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
     )
     found = result.to_json() | {"confusion": {kind: confusion(result, kind) for kind in result.types}}
     if numbers:
-        found["frames"] = accuracy_by_frames(model, tokenizer, chat, clips, numbers, limit=args.limit)
+        found["frames"] = accuracy_by_frames(
+            model, tokenizer, chat, clips, prepare, numbers, limit=args.limit
+        )
     if args.out:
         result.write(args.out, args.out.with_name(f"{args.out.stem}_answers.jsonl"))
     if not args.json:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,24 @@ class Demo:
             return
         from rich.console import Console
 
+        from mm_llama.clip_rows import clip_sources
         from mm_llama.eval.clips import confusion, evaluate_clips
-        from mm_llama.eval.clips_recipe import clip_sources
+        from mm_llama.stage_run import prepared
 
         _say("asking the test questions about clips, and the image adapter alone about the middle frame")
         began = time.perf_counter()
         model, tokenizer, chat = _load(run)
         clips, middle, train = clip_sources("motion", "test", [run])
-        result = evaluate_clips(model, tokenizer, chat, clips, middle_frames=middle, train=train, limit=limit)
+        result = evaluate_clips(
+            model,
+            tokenizer,
+            chat,
+            clips,
+            partial(prepared, model),
+            middle_frames=middle,
+            train=train,
+            limit=limit,
+        )
         found = result.to_json() | {"confusion": {kind: confusion(result, kind) for kind in result.types}}
         result.write(self.out / "clips.json", self.out / "clips_answers.jsonl")
         _write(self.out / "clips.json", found)

@@ -8,6 +8,12 @@ from typing import Any
 
 from mm_llama.data.sources import Source
 
+ROOTS = {
+    "openmoji": "asset:openmoji",
+    "tuxpaint": "asset:tuxpaint_stamps",
+    "fluent": "asset:fluent_emoji_anim",
+}
+
 
 def clip_sources(
     recipe: str,
@@ -29,8 +35,9 @@ def clip_sources(
         node = {**node, "types": [part.strip() for part in types.split(",")]}
     train = build({**node, "split": "train"})
     if sprites:
-        root = {"openmoji": "asset:openmoji", "tuxpaint": "asset:tuxpaint_stamps"}.get(sprites)
-        node = {**node, "sprites": sprites} | ({"root": root} if root else {})
+        if sprites not in ROOTS:
+            raise ValueError(f"no set of sprites is named {sprites!r}; sets are {', '.join(ROOTS)}")
+        node = {**node, "sprites": sprites, "root": ROOTS[sprites], "num_train": 0, "num_holdout": 0}
     rows = {**node, "split": split}
     return build(rows), build({**rows, "middle_frame": True}), train
 
