@@ -299,9 +299,11 @@ def test_a_forged_duration_is_not_believed(mp4: bytes) -> None:
     long = struct.pack(">I", 0x7FFFFFFF)
     for path, offset in (((b"moov", b"mvhd"), 24), ((b"moov", b"trak", b"tkhd"), 28)):
         assert open_clip(edited(mp4, path, offset, long), num_frames=4).duration == pytest.approx(2.0)
-    for length in (0, 1):  # of the edit: all but the beginning is cut away, or nothing is
-        data = edited(mp4, (b"moov", b"trak", b"edts", b"elst"), 16, struct.pack(">I", length))
-        assert open_clip(data, num_frames=4).duration <= 2.0
+    edit = (b"moov", b"trak", b"edts", b"elst")
+    assert open_clip(edited(mp4, edit, 16, long), num_frames=4).duration == pytest.approx(2.0)
+    assert open_clip(edited(mp4, edit, 16, struct.pack(">I", 1)), num_frames=4).duration <= 0.1
+    with pytest.raises(ValueError, match="is cut short or damaged: it holds no picture"):
+        open_clip(edited(mp4, edit, 16, bytes(4)), num_frames=4)
     with pytest.raises(
         ValueError, match=r"its header says that it ends at [0-9,.]+ s, but it ends at [0-9.]+ s"
     ):
@@ -430,7 +432,7 @@ def test_changed_bytes_give_a_clip_or_an_error(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["mp4", "webm"])
 def test_changed_bytes_give_a_clip_or_an_error_from_decord_too(kind: str) -> None:
     pytest.importorskip("decord")
-    mutations(kind, seed=2, count=40, backend="decord")
+    mutations(kind, seed=2, count=16, backend="decord")
 
 
 # --- messages
