@@ -269,6 +269,10 @@ def test_a_video_run_stands_on_the_released_adapter_and_attaches(folder: Path, t
         seen = loaded.model(batch.tokens_BS, media=loaded.model.attach(batch.media))
         assert torch.equal(seen, model.eval()(batch.tokens_BS, media=model.attach(batch.media)))
         assert not torch.allclose(seen, loaded.model(batch.tokens_BS))
+    # On the plain core too: the run names the checkpoint whose adapter it was trained beside.
+    export_hf(loaded.model.core, loaded.tokenizer, tmp_path / "plain", chat="llama3")
+    again = load(tmp_path / "plain", adapters=[run], dtype="float32")
+    assert digest_tensors(again.model.state_dict()) == digest_tensors(loaded.model.state_dict())
 
 
 def test_numbers_that_do_not_describe_the_checkpoint_are_named(folder: Path) -> None:
