@@ -17,7 +17,7 @@ from mm_llama.core.messages import MediaPart, Message, Text, near
 from mm_llama.data.places import Box, boxes_of
 from mm_llama.data.sources import Row, Source
 
-# Ways to ask, by task; the first of each is the paper's (section 7.6) where it gives one.
+# Ways to ask, by task; the first of each is the paper's (section 7.7) where it gives one.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{question}",),
     "short_answer": (
