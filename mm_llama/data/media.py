@@ -37,8 +37,8 @@ def read_medium(kind: str, source: Any, encoder: Any, num_frames: int = 0) -> Te
         return picture
     from mm_llama.data.video import open_clip
 
-    clip = open_clip(source, num_frames=num_frames)
-    return torch.stack([encoder.preprocess(frame) for frame in clip.frames])
+    # Each frame is prepared when it is decoded: one picture at a time is in memory at the clip's own size.
+    return torch.stack(open_clip(source, num_frames=num_frames, each=encoder.preprocess).frames)
 
 
 def medium_reader(model: Any, kind: str) -> Callable[[Any], Tensor]:
