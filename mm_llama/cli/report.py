@@ -17,9 +17,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--open", action="store_true", help="show it in the browser afterwards")
     args = parser.parse_args(argv)
 
+    from mm_llama.data.video import open_clip
     from mm_llama.report import write_report
 
-    out = write_report(args.run, args.out or args.run / "report.html")
+    out = write_report(args.run, args.out or args.run / "report.html", open_clip=open_clip)
     print(out)
     if args.open:
         import webbrowser

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from mm_llama.report.markup import Markup, element
 
 Point = tuple[float, float]
+LETTER = 6.6  # mean width of a letter of the charts' text, in pixels
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,17 @@ def line_chart(
     low, high = y_range or (min(ys), max(ys))
     y_ticks = ticks(low, high, 5)
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-    x_ticks = ticks(min(xs), max(xs), 6 if width > 400 else 5)
+    x_ticks = ticks(min(xs), max(xs), 6 if width > 400 or max(xs) < 10_000 else 5)
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
     left, right, bottom = 46, 96 if width > 400 else 84, 40
-    top = 28 if len(parts) > 1 else 12
 
     def place_x(value: float) -> float:
         return left + (value - x_low) / (x_high - x_low) * (width - left - right)
+
+    starts = [x_low, *(part.end for part in parts)]
+    middles = [(place_x(start) + place_x(part.end)) / 2 for start, part in zip(starts, parts, strict=False)]
+    rows = _rows([(middle, part.name) for middle, part in zip(middles, parts, strict=True)])
+    top = 12 + 16 * (max(rows) + 1) if len(parts) > 1 else 12
 
     def place_y(value: float) -> float:
         value = min(max(value, low), high)
@@ -123,13 +128,13 @@ def line_chart(
         element("text", x_name, x=_n((left + width - right) / 2), y=height - 6, class_="tick mid name")
     )
     if len(parts) > 1:
-        start = x_low
-        for part in parts:
-            middle, edge = _n((place_x(start) + place_x(part.end)) / 2), _n(place_x(part.end))
-            drawn.append(element("text", part.name, x=middle, y=top - 12, class_="tick mid"))
+        for part, middle, row in zip(parts, middles, rows, strict=True):
+            edge = _n(place_x(part.end))
+            drawn.append(
+                element("text", part.name, x=_n(middle), y=top - 12 - 16 * row, class_="tick mid stage")
+            )
             if part is not parts[-1]:
                 drawn.append(element("line", x1=edge, x2=edge, y1=top - 8, y2=height - bottom, class_="part"))
-            start = part.end
     names: list[tuple[float, str, str]] = []
     for level in levels:
         y = place_y(level.value)
@@ -317,6 +322,18 @@ def _spread(
         for index in range(len(placed) - 2, -1, -1):
             placed[index] = min(placed[index], placed[index + 1] - gap)
     return [(y, name, kind) for y, (_, name, kind) in zip(placed, ordered, strict=True)]
+
+
+def _rows(names: Sequence[tuple[float, str]]) -> list[int]:
+    """Put names centred at x into as few rows as let none touch the one before it in its row."""
+    ends: list[float] = []
+    rows = []
+    for middle, name in names:
+        half = LETTER * len(name) / 2
+        row = next((row for row, end in enumerate(ends) if middle - half >= end + LETTER), len(ends))
+        ends[row : row + 1] = [middle + half]
+        rows.append(row)
+    return rows
 
 
 def _n(value: float) -> str:

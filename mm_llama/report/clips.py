@@ -5,21 +5,30 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mm_llama.report.inputs import Inputs
 from mm_llama.report.markup import Markup, element
-from mm_llama.report.pictures import draw_answers
+from mm_llama.report.pictures import draw_answers, how_drawn
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 STRIP = 6  # frames of a strip
-HEIGHT = 104  # its pixels
+HEIGHT, WIDEST, GAP = 104, 312, 3  # pixels of a frame, and between two
 SIDES = (
-    ("model", "This adapter"),
+    ("model", "Video adapter"),
     ("majority_by_type", "Majority by type"),
     ("wrong_picture", "Another clip"),
     ("one_frame", "One frame of the clip"),
     ("middle_frame", "Image adapter, middle frame"),
 )
+ABOUT = (
+    " of one thing that moves over a photograph; neither was shown in training, and the middle frame is the same "
+    "whatever the answer."
+)
+NOT_OPENED = "This page was made without a reader of clips, so their frames are not shown."
+# Kinds of questions about drawn clips; of others the page does not know what they show.
 NAMES = {"direction": "Which way", "order": "What came first", "count": "How many times"}
 
 
@@ -46,17 +55,19 @@ def clips(inputs: Inputs) -> Iterator[Markup]:
 def _measured(inputs: Inputs) -> Iterator[Markup]:
     found = inputs.clips
     total = int(found["overall"]["model"]["total"])
+    kinds = found.get("types") or []
+    drawn_clips = all(str(kind["type"]) in NAMES for kind in kinds)
+    about = ABOUT if drawn_clips else " that were not trained on."
     yield element(
         "p",
-        f"{total:,} questions about clips of one thing that moves over a photograph. Neither the things nor the "
-        "photographs were shown in training, and the middle frame is the same for every answer: whoever sees one "
-        "frame can but guess.",
+        f"{total:,} questions about clips{about} Beside the video adapter stand what one frame of the clip tells "
+        "it, what another clip does, and the image adapter alone, which sees the middle frame as a picture and "
+        "chooses among the answers.",
         class_="intro",
     )
     sides = [side for side in SIDES if side[0] in found["overall"]]
     header = [element("th", "Questions", scope="col"), element("th", "Asked", scope="col", class_="num")]
     header += [element("th", name, scope="col", class_="num") for _, name in sides]
-    kinds = found.get("types") or []
     rows = [_row(NAMES.get(str(kind["type"]), str(kind["type"])), kind, sides) for kind in kinds]
     if len(rows) > 1:
         rows.append(_row("All", found["overall"], sides, total=True))
@@ -69,16 +80,14 @@ def _measured(inputs: Inputs) -> Iterator[Markup]:
     yield element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Accuracy on clips")
     frames = [row for row in found.get("frames") or [] if isinstance(row, dict)]
     if frames:
-        said = ", ".join(f"{row['frames']} frames {100 * row['accuracy']:.1f} %" for row in frames)
-        yield element("p", f"By number of frames taken of a clip: {said}.", class_="note")
+        said = [
+            [" · " if number else "", element("span", _frames_said(row), class_="nowrap")]
+            for number, row in enumerate(frames)
+        ]
+        yield element("p", "By the number of frames taken of a clip: ", said, class_="note")
     drawn = draw_answers(inputs.clip_answers, num_right=4, num_wrong=4)
     if drawn:
-        yield element(
-            "p",
-            f"{len(drawn)} of {len(inputs.clip_answers):,} questions, drawn at random; wrong answers are shown as "
-            "often as right ones.",
-            class_="intro",
-        )
+        yield element("p", how_drawn(drawn, inputs.clip_answers), class_="intro")
         yield element("ul", *[_card(inputs, row) for row in drawn], class_="cards strips")
 
 
@@ -88,59 +97,79 @@ def _row(name: str, row: dict[str, Any], sides: Sequence[tuple[str, str]], total
         element("td", f"{int(row['model']['total']):,}", class_="num", data_label="Asked"),
     ]
     for side, label in sides:
-        value: list[Any] = [f"{100 * row[side]['accuracy']:.1f}"]
+        share = f"{100 * row[side]['accuracy']:.1f}"
         if side == "model":
-            value.append(element("small", f" ± {100 * row[side]['half_width_95']:.1f}"))
-        cells.append(element("td", *value, class_="num", data_label=label))
+            half = element("small", f" ± {100 * row[side]['half_width_95']:.1f}")
+            value = element("span", element("strong", share), half)
+        cells.append(element("td", value if side == "model" else share, class_="num", data_label=label))
     return element("tr", *cells, class_="total" if total else None)
 
 
 def _card(inputs: Inputs, row: dict[str, Any]) -> Markup:
     right = bool(row.get("correct"))
     question, answer, truth = (str(row.get(key, "")) for key in ("question", "answer", "truth"))
-    facts = [element("dt", "answer"), element("dd", answer or "(nothing)", class_="given")]
-    facts += [element("dt", "truth"), element("dd", truth)]
     return element(
         "li",
         _strip(inputs, row.get("image"), f"Frames of the test clip for “{question}”; truth: {truth}"),
         element("p", question, class_="question"),
-        element("dl", *facts),
+        _facts(answer, truth),
         element("p", "✓ right" if right else "✕ wrong", class_="verdict"),
         class_=f"card {'right' if right else 'wrong'}",
     )
 
 
 def _real(inputs: Inputs, clip: dict[str, Any]) -> Markup:
-    name = str(clip.get("name", ""))
+    name, shows = str(clip.get("name", "")), str(clip.get("shows", ""))
+    title = ": ".join(part for part in (name, shows) if part)
     said: list[Markup] = []
-    for turn in clip.get("turns") or []:
-        said.append(element("dt", str(turn.get("question", ""))))
-        truth = f" (truth: {turn['truth']})" if turn.get("truth") else ""
-        said.append(element("dd", f"{turn.get('answer', '')}{truth}"))
+    for turn in [turn for turn in clip.get("turns") or [] if isinstance(turn, dict)]:
+        said.append(element("p", str(turn.get("question", "")), class_="question"))
+        said.append(_facts(str(turn.get("answer", "")), str(turn.get("truth") or "")))
     return element(
         "li",
-        _strip(inputs, clip.get("path"), f"Frames of {name}: {clip.get('shows', '')}"),
-        element("p", f"{name}: {clip.get('shows', '')}", class_="question"),
-        element("dl", *said),
+        _strip(inputs, clip.get("path"), f"Frames of {title}"),
+        element("p", title, class_="soft small"),
+        *said,
         class_="card",
     )
 
 
+def _facts(answer: str, truth: str) -> Markup:
+    facts = [element("dt", "answer"), element("dd", answer or "(nothing)", class_="given")]
+    if truth:
+        facts += [element("dt", "truth"), element("dd", truth)]
+    return element("dl", *facts)
+
+
+def _frames_said(row: dict[str, Any]) -> str:
+    number = int(row["frames"])
+    return f"{number} frame{'' if number == 1 else 's'} {100 * row['accuracy']:.1f} %"
+
+
+def _small(frame: Image.Image) -> Image.Image:
+    scale = min(WIDEST / frame.width, HEIGHT / frame.height)
+    return frame.resize((max(1, round(scale * frame.width)), max(1, round(scale * frame.height))))
+
+
 def _strip(inputs: Inputs, source: Any, words: str) -> Markup:
-    """Return the frames of a clip side by side as one picture."""
+    """Return the frames of a clip side by side, in order and each once, as one picture."""
     from PIL import Image
 
-    path = inputs.run_dir / str(source)
-    if not source or not path.is_file():
+    if inputs.open_clip is None:
+        if NOT_OPENED not in inputs.notes:
+            inputs.notes.append(NOT_OPENED)
+        return element("div", "clip not opened", class_="no-image")
+    path = inputs.run_dir / str(source or "")
+    try:
+        clip = inputs.open_clip(path, num_frames=STRIP, each=_small)
+    except (OSError, ValueError):
         inputs.missing.setdefault(f"clip {path.name}", "frames of a clip beside its question")
-        return element("div", "clip file not found", class_="no-image")
-    from mm_llama.data.video import open_clip
-
-    frames = open_clip(path, num_frames=STRIP).frames
-    width = max(1, round(frames[0].width * HEIGHT / frames[0].height))
-    sheet = Image.new("RGB", (STRIP * width + (STRIP - 1) * 3, HEIGHT), "white")
+        return element("div", "clip file not found, or no clip", class_="no-image")
+    frames = list(dict(zip(clip.times.tolist(), clip.frames, strict=True)).values())
+    width, height = frames[0].size
+    sheet = Image.new("RGB", (len(frames) * (width + GAP) - GAP, height), "white")
     for number, frame in enumerate(frames):
-        sheet.paste(frame.resize((width, HEIGHT), Image.Resampling.LANCZOS), (number * (width + 3), 0))
+        sheet.paste(frame, (number * (width + GAP), 0))
     data = io.BytesIO()
     sheet.save(data, "JPEG", quality=80, optimize=True)
     uri = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

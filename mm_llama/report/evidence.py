@@ -278,7 +278,7 @@ def not_shown(inputs: Inputs) -> Iterator[Markup]:
 
 def _limits(inputs: Inputs) -> Sequence[str]:
     limits = []
-    if inputs.vqa:
+    if inputs.vqa or inputs.clips:
         limits.append(
             "The intervals say how far the score could move with other test questions. They say nothing "
             "about other training seeds: this is one run."
@@ -287,6 +287,10 @@ def _limits(inputs: Inputs) -> Sequence[str]:
         limits.append(
             f"The pictures above are a draw. All {len(inputs.answers):,} answers lie beside this page in "
             "vqa_answers.jsonl."
+        )
+    if inputs.clip_answers:
+        limits.append(
+            f"So are the clips; all {len(inputs.clip_answers):,} answers lie in clips_answers.jsonl."
         )
     if inputs.proof:
         limits.append(

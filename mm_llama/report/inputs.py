@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ WHAT = {
     "clips_answers.jsonl": "frames of held-out clips with question, answer and truth",
     "proof.json": "the proof that text is unchanged",
 }
+
+
+# `mm_llama.data.video.open_clip`, or what is called and answers like it: a page can be made without decoders.
+OpenClip = Callable[..., Any]
 
 
 @dataclass
@@ -46,13 +50,14 @@ class Inputs:
     proof: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # file as named on the page -> what the page lacks
     notes: list[str] = field(default_factory=list)
+    open_clip: OpenClip | None = None
 
     def locate(self, name: str) -> Path:
         """Path of a file; demo.json may have put it elsewhere, relative to the run folder."""
         return self.run_dir / str(_mapping(self.demo.get("files")).get(name, name))
 
 
-def read_inputs(run_dir: Path) -> Inputs:
+def read_inputs(run_dir: Path, open_clip: OpenClip | None = None) -> Inputs:
     """Read a run folder as described in `mm_llama.report.page`.
 
     FileNotFoundError when the folder does not exist; ValueError naming file and line for one that is no JSON.
@@ -61,7 +66,7 @@ def read_inputs(run_dir: Path) -> Inputs:
         raise FileNotFoundError(
             f"there is no run folder {run_dir}; give the folder that a run left, such as runs/demo"
         )
-    inputs = Inputs(run_dir)
+    inputs = Inputs(run_dir, open_clip=open_clip)
     inputs.demo = _read_object(inputs, run_dir / "demo.json", "demo.json")
     for number, row in enumerate(_stages(inputs)):
         folder = run_dir / str(row.get("dir", "."))

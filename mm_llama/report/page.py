@@ -30,7 +30,8 @@ from pathlib import Path
 
 from mm_llama.report import evidence, results
 from mm_llama.report.clips import clips
-from mm_llama.report.inputs import Inputs, read_inputs
+from mm_llama.report.headline import eyebrow, headline
+from mm_llama.report.inputs import Inputs, OpenClip, read_inputs
 from mm_llama.report.markup import Markup, element
 from mm_llama.report.pictures import held_out_pictures, photos_for_show
 
@@ -52,13 +53,14 @@ SECTIONS: tuple[Section, ...] = (
 )
 
 
-def write_report(run_dir: str | Path, out: str | Path) -> Path:
+def write_report(run_dir: str | Path, out: str | Path, *, open_clip: OpenClip | None = None) -> Path:
     """Write the page about a run to `out` and return its path; the file appears whole or not at all.
 
+    `open_clip` is `mm_llama.data.video.open_clip`; without it the page says that no clip was opened.
     FileNotFoundError when the run folder does not exist, ValueError when one of its files is broken.
     """
     out = Path(out)
-    text = build_page(read_inputs(Path(run_dir)))
+    text = build_page(read_inputs(Path(run_dir), open_clip))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(text, "utf-8")
@@ -82,7 +84,7 @@ def build_page(inputs: Inputs) -> str:
             "div",
             element(
                 "header",
-                element("p", results.eyebrow(inputs), class_="eyebrow"),
+                element("p", eyebrow(inputs), class_="eyebrow"),
                 element("h1", title),
                 element("p", lead, class_="lead") if lead else None,
             ),
@@ -92,7 +94,7 @@ def build_page(inputs: Inputs) -> str:
                 element(
                     "section",
                     element("h2", "Figures", class_="visually-hidden"),
-                    *results.headline(inputs),
+                    *headline(inputs),
                     id="figures",
                 ),
                 *sections,

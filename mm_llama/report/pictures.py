@@ -47,22 +47,26 @@ def draw_answers(
     return drawn
 
 
+def how_drawn(drawn: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]], *, seed: int = 0) -> str:
+    """Say how many right and wrong answers `draw_answers` took, and whether that shows wrong ones too often."""
+    num_right, right = (sum(bool(row.get("correct")) for row in rows) for rows in (answers, drawn))
+    num_wrong, wrong = len(answers) - num_right, len(drawn) - right
+    overshown = wrong * len(answers) > num_wrong * len(drawn)
+    return (
+        f"{len(drawn)} of {len(answers):,} questions, drawn at random (seed {seed}) from each type: "
+        f"{right} of the {num_right:,} answered right and {wrong} of the {num_wrong:,} answered wrong"
+        + (" – so wrong answers are shown more often than they occur." if overshown else ".")
+    )
+
+
 def held_out_pictures(inputs: Inputs, *, seed: int = 0) -> Iterator[Markup]:
     """Yield the cards of drawn answers with their filter."""
     drawn = draw_answers(inputs.answers, seed=seed)
-    num_right = sum(bool(row.get("correct")) for row in inputs.answers)
-    right, wrong = (
-        sum(bool(row.get("correct")) for row in drawn),
-        sum(not row.get("correct") for row in drawn),
-    )
-    num_wrong = len(inputs.answers) - num_right
+    right = sum(bool(row.get("correct")) for row in drawn)
+    wrong = len(drawn) - right
     yield element(
         "p",
-        f"{len(drawn)} of {len(inputs.answers):,} questions, drawn at random (seed {seed}) from each type: "
-        f"{right} of the {num_right:,} answered right and {wrong} of the {num_wrong:,} answered wrong",
-        " – so wrong answers are shown more often than they occur."
-        if _overshown(right, wrong, num_right, num_wrong)
-        else ".",
+        how_drawn(drawn, inputs.answers, seed=seed),
         " None of these pictures was trained on.",
         class_="intro",
     )
@@ -198,7 +202,3 @@ def _data_uri(inputs: Inputs, source: Any, longest: int) -> str | None:
     else:
         picture.save(data, "JPEG", quality=82, optimize=True)
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _overshown(right: int, wrong: int, num_right: int, num_wrong: int) -> bool:
-    return wrong * (num_right + num_wrong) > num_wrong * (right + wrong)

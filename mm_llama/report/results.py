@@ -1,4 +1,4 @@
-"""What came out: the headline figures, the curves, and the table by question type beside its baselines."""
+"""What came out: the curves, and the table by question type beside its baselines."""
 
 from __future__ import annotations
 
@@ -21,114 +21,12 @@ SIDES = (
 )
 
 
-_UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
-
-
-def eyebrow(inputs: Inputs) -> str:
-    """The line over the title: the run, and when it was made."""
-    started = str(inputs.demo.get("started") or "")[:10]
-    return " · ".join(
-        part for part in ("mm_llama", str(inputs.demo.get("name") or inputs.run_dir.name), started) if part
-    )
-
-
-def headline(inputs: Inputs) -> Iterator[Markup]:
-    """Yield the three figures: accuracy beside its baselines, minutes of training, text unchanged or not."""
-    if inputs.proof and not inputs.proof.get("identical"):
-        yield element(
-            "p",
-            element("strong", "The text model has changed. "),
-            "The proof below found a difference where none may be; this adapter must not be used.",
-            class_="alarm",
-            role="alert",
-        )
-    yield element(
-        "div",
-        element("div", _accuracy(inputs)),
-        element("div", _minutes(inputs)),
-        element("div", _unchanged(inputs)),
-        class_="headline",
-    )
-
-
-def _accuracy(inputs: Inputs) -> Markup:
-    ours = score(inputs.vqa, "model")
-    if ours is None:
-        return _figure("Held-out questions answered right", "–", "not measured in this run", word=True)
-    low, high = ours["wilson_95"]
-    rows: list[Markup] = []
-    for key, name, _ in SIDES:
-        side = score(inputs.vqa, key)
-        if side is None or key == "majority_by_type":
-            continue
-        value = 100 * side["accuracy"]
-        kind = "bar ours" if key == "model" else "bar"
-        rows.append(element("span", element("b", name) if key == "model" else name))
-        rows.append(
-            element("span", element("i", style=f"width:{value:.1f}%"), class_=kind, aria_hidden="true")
-        )
-        rows.append(element("span", percent(side["accuracy"]), class_="num"))
-    about = (
-        f"{ours['total']:,} questions about pictures never trained on; 95 % interval {100 * low:.1f} to "
-        f"{100 * high:.1f} %"
-    )
-    return _figure(
-        "Held-out questions answered right",
-        [percent(ours["accuracy"]), element("small", f" ± {100 * ours['half_width_95']:.1f}")],
-        about,
-        element("div", *rows, class_="versus"),
-    )
-
-
-def _minutes(inputs: Inputs) -> Markup:
-    seconds = training_seconds(inputs)
-    total = sum(float(phase.get("seconds") or 0) for phase in inputs.demo.get("phases") or [])
-    if seconds is None:
-        return _figure("Training", "–", "the time was not recorded in this run", word=True)
-    machine = inputs.demo.get("machine")
-    on = f" on {machine['cores']} CPU cores" if isinstance(machine, dict) and machine.get("cores") else ""
-    whole = f"; the whole run took {duration(total)}" if total else ""
-    return _figure("Training", _big_duration(seconds), f"of training{on}{whole}")
-
-
-def _unchanged(inputs: Inputs) -> Markup:
-    if not inputs.proof:
-        return _figure("Text unchanged", "–", "not proven in this run: proof.json is missing", word=True)
-    if not inputs.proof.get("identical"):
-        return _figure("Text unchanged", "No", "a difference was found: see the proof", word=True, bad=True)
-    compared = sum(int(case.get("num_values") or 0) for case in inputs.proof.get("cases") or [])
-    return _figure(
-        "Text unchanged",
-        ["Yes", element("small", " bit for bit")],
-        f"{compared:,} logits compared with the plain text model: every one equal, and the same SHA-256 of "
-        "its weights",
-    )
-
-
-def _figure(
-    name: str, value: Any, about: str, *more: Markup, word: bool = False, bad: bool = False
-) -> Markup:
-    style = " ".join(["big", *(["word"] if word else []), *(["bad"] if bad else [])])
-    return element(
-        "dl",
-        element("dt", name),
-        element("dd", value, class_=style),
-        element("dd", about, class_="soft small"),
-        *_rest(more),
-    )
-
-
-def _rest(more: Sequence[Markup]) -> list[Markup]:
-    """Wrap further content of a definition list, so that the list stays valid."""
-    return [element("dd", part) for part in more]
-
-
 def curves(inputs: Inputs) -> Iterator[Markup]:
     """Yield a chart of the loss and one of right answers, the stages one after another on one axis of steps."""
     yield element(
         "p",
-        "Held-out values come from training pictures that were set aside beforehand, never from the test "
-        "questions.",
+        "Held-out values come from questions of the training data that were set aside beforehand, never from the "
+        "test questions.",
         class_="intro",
     )
     parts = _parts(inputs.stages)
@@ -153,7 +51,7 @@ def curves(inputs: Inputs) -> Iterator[Markup]:
     if tokens or answers or held_tokens:
         what = "Training: answer tokens of each batch, given the true ones before them. "
         if answers:
-            what += "Held out: whole answers about training pictures that were set aside."
+            what += "Held out: whole answers to questions that were set aside."
         figures.append(
             line_figure(
                 title="Answered right",
@@ -344,15 +242,6 @@ def points(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     return found
 
 
-def training_seconds(inputs: Inputs) -> float | None:
-    """Return the seconds spent training: demo.json's own figure, else the summaries' sum."""
-    if inputs.demo.get("training_seconds") is not None:
-        return float(inputs.demo["training_seconds"])
-    minutes = [stage.summary.get("minutes") for stage in inputs.stages]
-    known = [60 * float(value) for value in minutes if isinstance(value, int | float)]
-    return sum(known) if known else None
-
-
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"
@@ -365,11 +254,6 @@ def duration(seconds: float) -> str:
     if seconds < 5940:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def _big_duration(seconds: float) -> list[Any]:
-    number, _, unit = duration(seconds).partition(" ")
-    return [number, element("small", f" {_UNITS[unit]}")]
 
 
 def _cell(share: float) -> str:

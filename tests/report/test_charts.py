@@ -119,3 +119,27 @@ def test_elements_escape_everything_but_markup() -> None:
     assert element("input", checked=True, disabled=False, name="n") == '<input checked name="n">'
     assert element("div", class_="a", data_label="b") == '<div class="a" data-label="b"></div>'
     assert re.fullmatch(r"<line [^>]*/>", element("line", x1=1))
+
+
+def test_names_of_short_stages_stand_in_rows_of_their_own() -> None:
+    """Names may touch neither each other nor the plot, and long stages need no second row."""
+
+    def names(ends: list[float], width: int) -> list[tuple[float, float, str]]:
+        parts = [
+            Part(name, end) for name, end in zip(("shapes", "present", "image", "video"), ends, strict=True)
+        ]
+        points = [(float(i), 1.0) for i in range(1, int(ends[-1]) + 1)]
+        chart = line_chart(
+            title="t", series=[Series("a", points)], x_name="step", y_format=str, parts=parts, width=width
+        )
+        found = [node for node in ElementTree.fromstring(chart) if "stage" in node.attrib.get("class", "")]
+        return [(float(node.attrib["y"]), float(node.attrib["x"]), str(node.text)) for node in found]
+
+    assert len({y for y, _, _ in names([200, 400, 600, 800], 540)}) == 1
+    for ends in ([60, 300, 630, 870], [1, 2, 3, 870], [860, 864, 867, 870]):
+        placed = names(ends, 340)
+        assert len(placed) == 4 and min(y for y, _, _ in placed) >= 12
+        for index, (y, x, name) in enumerate(placed):
+            for other_y, other_x, other in placed[:index]:
+                far = abs(x - other_x) >= 6 * (len(name) + len(other)) / 2
+                assert abs(y - other_y) >= 15 or far, (ends, name, other)

@@ -5,171 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from mm_llama.cli.report import main
-from mm_llama.eval.statistics import Accuracy, paired_difference
 from mm_llama.report import write_report
 from mm_llama.report.inputs import WHAT
 from mm_llama.report.page import SECTIONS
 from mm_llama.report.pictures import draw_answers
-
-VOID = {"meta", "img", "input", "br", "hr"}
-HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-DIGEST = "sha256:" + 8 * "0123abcd"
-
-
-class Page(HTMLParser):
-    """Parses strictly: every element closed in order; collects what a test asks for."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.section = ""
-        self.texts: dict[str, list[str]] = {}
-        self.feed(text)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, key, value or "") for key, value in attrs]
-        found = dict(attrs).get("id")
-        if found:
-            self.ids.append(found)
-        if tag == "section":
-            self.section = found or ""
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-            self.texts.setdefault(self.section, []).append(data)
-
-    def text(self, section: str | None = None) -> str:
-        return " ".join(" ".join(self.words if section is None else self.texts.get(section, [])).split())
-
-
-def accuracy(correct: int, total: int) -> dict[str, Any]:
-    return Accuracy(correct, total).to_json()
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """A run folder with every file, twelve questions about three pictures."""
-    run = tmp_path / "demo"
-    (run / "image").mkdir(parents=True)
-    for number, colour in enumerate(("red", "teal", "black")):
-        Image.new("RGB", (64, 64), colour).save(run / f"{number}.png")
-    Image.new("RGB", (900, 600), "orange").save(run / "photo.jpg")
-    answers = []
-    for index in range(12):
-        kind, right = ("color", "yesno")[index % 2], index % 3 != 0
-        truth = "red" if kind == "color" else "yes"
-        answers.append(
-            {
-                "question": f"question number {index}?",
-                "truth": truth,
-                "answer": truth if right else "no",
-                "image": f"{index % 3}.png",
-                "type": kind,
-                "correct": right,
-            }
-        )
-    sides = {
-        "model": accuracy(8, 12),
-        "majority_by_question": accuracy(5, 12),
-        "majority_by_type": accuracy(4, 12),
-        "no_picture": accuracy(3, 12),
-        "wrong_picture": accuracy(2, 12),
-    }
-    half = {side: accuracy(found["correct"] // 2, 6) for side, found in sides.items()}
-    marks = [row["correct"] for row in answers]
-    vqa = {
-        "overall": sides,
-        "types": [{"type": "color"} | half, {"type": "yesno"} | half],
-        "comparisons": {"no_picture": paired_difference(marks, [not mark for mark in marks]).to_json()},
-    }
-    rows = [
-        {"group": "core", "trained": False, "num_parameters": 1234567, "before": DIGEST, "after": DIGEST},
-        {
-            "group": "modality.image.adapter",
-            "trained": True,
-            "num_parameters": 89,
-            "before": DIGEST,
-            "after": DIGEST[::-1],
-        },
-    ]
-    metrics: list[dict[str, Any]] = [
-        {"step": step, "loss": 3 / step, "accuracy": 1 - 1 / step} for step in range(1, 41)
-    ]
-    metrics[-1]["eval.answers"] = 0.75
-    proof = {
-        "identical": True,
-        "dtype": "float32",
-        "core": {"recorded": DIGEST, "checkpoint": DIGEST, "plain": DIGEST, "attached": DIGEST},
-        "cases": [{"name": "one text of 5 tokens", "num_values": 4321, "max_delta": 0.0, "equal": True}],
-        "control": {"max_delta": 2.5},
-        "mmlu": {
-            "num_items": 570,
-            "identical": True,
-            "plain": accuracy(150, 570) | {"digest": DIGEST},
-            "attached": accuracy(150, 570) | {"digest": DIGEST},
-        },
-    }
-    demo = {
-        "title": "Eyes for a frozen text model",
-        "command": "make demo",
-        "stages": [{"name": "image_sft", "dir": "image"}],
-        "phases": [
-            {"name": "training", "seconds": 240.0, "detail": "400 steps"},
-            {"name": "proof", "seconds": 60},
-        ],
-        "training_seconds": 240.0,
-        "machine": {"cores": 2},
-        "versions": {"torch": "2.14.1"},
-        "config": {"stage": {"num_steps": 400}},
-        "seed": 7,
-        "photos": [
-            {
-                "image": "photo.jpg",
-                "name": "an orange",
-                "turns": [{"question": "what?", "answer": "a circle"}],
-            }
-        ],
-        "notes": ["A note of the demo."],
-    }
-    for name, value in (("demo", demo), ("vqa", vqa), ("proof", proof)):
-        (run / f"{name}.json").write_text(json.dumps(value))
-    (run / "vqa_answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
-    (run / "image" / "summary.json").write_text(json.dumps({"minutes": 4.0, "freeze": rows}))
-    (run / "image" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    return run
-
-
-@pytest.fixture
-def build(run_dir: Path, tmp_path: Path) -> Callable[[], Page]:
-    """Write the page of the run folder as it is now, and parse it."""
-    return lambda: Page(write_report(run_dir, tmp_path / "out.html").read_text("utf-8"))
+from tests.report.material import DIGEST, HOSTILE, Page
 
 
 def test_every_section_is_there_in_order_with_its_figures(build: Callable[[], Page]) -> None:
@@ -181,6 +27,7 @@ def test_every_section_is_there_in_order_with_its_figures(build: Callable[[], Pa
         "curves",
         "types",
         "pictures",
+        "clips",
         "photos",
         "freeze",
         "proof",
@@ -189,6 +36,8 @@ def test_every_section_is_there_in_order_with_its_figures(build: Callable[[], Pa
         "not-shown",
     ]
     assert len(page.ids) == len(set(page.ids))
+    links = [value for tag, key, value in page.attributes if tag == "a" and key == "href"]
+    assert [link for link in links[1:] if link.startswith("#")] == [f"#{section}" for section in sections]
     assert "66.7 % ± 26.7" in page.text("figures")
     assert "Majority by question 41.7 % No picture 25.0 % Another picture 16.7 %" in page.text("figures")
     assert "4.0 minutes" in page.text("figures")
@@ -211,7 +60,11 @@ def test_every_section_is_there_in_order_with_its_figures(build: Callable[[], Pa
     assert "this is one run" in page.text("not-shown")
 
 
-@pytest.mark.parametrize("name", sorted(set(WHAT) - {"freeze.json"}))
+# Without clips.json a page lacks nothing, and then nobody asks for the answers about clips.
+WANTED = set(WHAT) - {"clips_answers.jsonl"}
+
+
+@pytest.mark.parametrize("name", sorted(WANTED - {"freeze.json"}))
 def test_a_missing_file_is_named_where_it_belongs_and_at_the_end(
     name: str, run_dir: Path, build: Callable[[], Page]
 ) -> None:
@@ -239,7 +92,7 @@ def test_a_missing_freeze_table_is_named(run_dir: Path, build: Callable[[], Page
 def test_an_empty_run_folder_gives_a_page_of_gaps(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     page = Page(write_report(tmp_path / "empty", tmp_path / "out.html").read_text("utf-8"))
-    for name in WHAT:
+    for name in WANTED:
         assert f"{name} was not found" in page.text("not-shown")
     assert "not measured in this run" in page.text("figures")
     assert "not proven in this run" in page.text("figures")
