@@ -101,7 +101,7 @@ def test_a_system_message_is_the_one_given_and_no_other(assistant: Assistant) ->
         ([], "there are no messages"),
         ([{"role": "assistant", "content": "I am."}], "the last message is the assistant's own"),
         ({"role": "user", "content": "Hi"}, "messages must be a list of messages"),
-        ([{"role": "user", "content": [{"type": "video", "path": "x.mp4"}]}], "unknown type 'video'"),
+        ([{"role": "user", "content": [{"type": "audio", "path": "x.wav"}]}], "unknown type 'audio'"),
         ([{"role": "user", "content": [{"type": "image", "path": "gone.png"}]}], "gone.png"),
         ([{"role": "user", "content": [{"type": "image", "bytes": b"text"}]}], "holds text; expected a JPEG"),
     ],
