@@ -105,6 +105,8 @@ def line_chart(
 
     starts = [x_low, *(part.end for part in parts)]
     middles = [(place_x(start) + place_x(part.end)) / 2 for start, part in zip(starts, parts, strict=False)]
+    halves = [LETTER * len(part.name) / 2 for part in parts]  # a long name stays inside the drawing
+    middles = [min(max(middle, half), width - half) for middle, half in zip(middles, halves, strict=True)]
     rows = _rows([(middle, part.name) for middle, part in zip(middles, parts, strict=True)])
     top = 12 + 16 * (max(rows) + 1) if len(parts) > 1 else 12
 

@@ -124,9 +124,9 @@ def test_elements_escape_everything_but_markup() -> None:
 def test_names_of_short_stages_stand_in_rows_of_their_own() -> None:
     """Names may touch neither each other nor the plot, and long stages need no second row."""
 
-    def names(ends: list[float], width: int) -> list[tuple[float, float, str]]:
+    def names(ends: list[float], width: int, first: str = "shapes") -> list[tuple[float, float, str]]:
         parts = [
-            Part(name, end) for name, end in zip(("shapes", "present", "image", "video"), ends, strict=True)
+            Part(name, end) for name, end in zip((first, "present", "image", "video"), ends, strict=True)
         ]
         points = [(float(i), 1.0) for i in range(1, int(ends[-1]) + 1)]
         chart = line_chart(
@@ -137,9 +137,10 @@ def test_names_of_short_stages_stand_in_rows_of_their_own() -> None:
 
     assert len({y for y, _, _ in names([200, 400, 600, 800], 540)}) == 1
     for ends in ([60, 300, 630, 870], [1, 2, 3, 870], [860, 864, 867, 870]):
-        placed = names(ends, 340)
+        placed = names(ends, 340, first="shapes_and_colours")
         assert len(placed) == 4 and min(y for y, _, _ in placed) >= 12
         for index, (y, x, name) in enumerate(placed):
+            assert 3 * len(name) <= x <= 340 - 3 * len(name)
             for other_y, other_x, other in placed[:index]:
                 far = abs(x - other_x) >= 6 * (len(name) + len(other)) / 2
                 assert abs(y - other_y) >= 15 or far, (ends, name, other)
