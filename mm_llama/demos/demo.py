@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         init = [f"stage.init.image={runs[-1]}"] if runs else []
         runs.append(demo.train(name, experiment, [*init, *args.overrides]))
     run = runs[-1]
-    video = demo.train("video", "demo_video", [f"stage.init.image={run}", *args.overrides])
+    video = demo.train("video", "demo_video", [f"stage.init.image={run}", *args.overrides], beside=run)
     demo.vqa(run, args.questions)
     demo.clips(video, args.questions)
     demo.proof([run, video], args.mmlu)
@@ -74,12 +74,16 @@ class Demo:
         self.started = datetime.now(UTC)
         self.state: dict[str, Any] = _read(out / "phases.json")
 
-    def train(self, name: str, experiment: str, overrides: list[str]) -> Path:
-        """Train one stage, or continue, or find it trained; return its run folder."""
+    def train(self, name: str, experiment: str, overrides: list[str], beside: Path | None = None) -> Path:
+        """Train one stage, or continue, or find it trained; return its run folder.
+
+        What was trained beside another adapter is trained anew when that one is.
+        """
         from mm_llama.build import compose_config
         from mm_llama.stage_run import run_stage
 
-        if self._done(name, self.out / name, ":".join([experiment, *overrides])):
+        option = ":".join([experiment, *overrides, *([_adapter_id(beside)] if beside else [])])
+        if self._done(name, self.out / name, option):
             return self.out / name
         kind = "video" if name == "video" else "image"
         _say(f"stage {name}: training the {kind} adapter on the frozen core")
@@ -90,7 +94,7 @@ class Demo:
         result = run_stage(cfg)
         seconds = time.perf_counter() - began
         detail = f"{result.minutes:.1f} min of it in the loop"
-        self._keep(name, result.run_dir, seconds, detail, ":".join([experiment, *overrides]))
+        self._keep(name, result.run_dir, seconds, detail, option)
         return result.run_dir
 
     def vqa(self, run: Path, limit: int) -> None:
