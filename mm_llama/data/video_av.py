@@ -37,33 +37,10 @@ DEMUXERS = {"mp4": "mov", "matroska": "matroska", "avi": "avi"}
 _WHITELIST = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 # What cameras, phones, browsers and editors write. The rare decoders are where decoders break.
 CODECS = (
-    *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "theora", "vc1"),
-    *(
-        "mpeg1video",
-        "mpeg2video",
-        "mpeg4",
-        "msmpeg4",
-        "msmpeg4v1",
-        "msmpeg4v2",
-        "h263",
-        "flv1",
-        "wmv1",
-        "wmv2",
-    ),
-    *(
-        "mjpeg",
-        "prores",
-        "dnxhd",
-        "dvvideo",
-        "ffv1",
-        "huffyuv",
-        "ffvhuff",
-        "utvideo",
-        "rawvideo",
-        "png",
-        "qtrle",
-    ),
-)
+    "h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "theora", "vc1",
+    "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "h263", "flv1", "wmv1", "wmv2",
+    "mjpeg", "prores", "dnxhd", "dvvideo", "ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "qtrle",
+)  # fmt: skip
 # Decoders that take "skip this frame if no other needs it" packet by packet.
 _SKIPPING = ("h264", "hevc", "vp8", "vp9", "mpeg4")
 _FAR = 2**52  # later than every time stamp, and far from overflow when it is rescaled
@@ -84,7 +61,7 @@ class AvClip:
             with damage("its pictures cannot be found"):
                 self._start = self._first_time()
                 self._end = self._last_time()
-            self.info = self._describe()
+                self.info = self._describe()
         except BaseException:
             self.close()
             raise
@@ -124,7 +101,8 @@ class AvClip:
                 io_open=_refuse,
             )
         try:
-            self._choose_stream()
+            with damage("its header does not parse"):
+                self._choose_stream()
         except BaseException:
             self.close()
             raise
@@ -278,12 +256,12 @@ class AvClip:
             if packet is not None and packet.is_keyframe and self._shown(packet) <= tick:
                 return place, self._shown(packet)
             # Demuxers find keyframes by decoding time, so this one may be shown after the wanted moment: the
-            # one before it is reached from just before its decoding time.
-            reached = packet.dts if packet is not None and packet.dts is not None else place
-            if reached <= place:
-                place = reached - 1
+            # one before it is reached from just before its decoding time, or else from ever further back.
+            before = packet.dts - 1 if packet is not None and packet.dts is not None else place
+            if place == tick and before < place:
+                place = before
             else:
-                place, step = place - step, step * 4
+                place, step = min(before, place - step), step * 4
         return None, self._start
 
     def _runs(self, place: int | None, ticks: Sequence[int]) -> list[_Run]:
