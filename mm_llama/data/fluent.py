@@ -185,7 +185,7 @@ def looks(drawing: Path) -> list[Image.Image]:
     from PIL import Image
 
     frames = []
-    with Image.open(drawing) as image:
+    with Image.open(drawing, formats=("WEBP",)) as image:
         total = getattr(image, "n_frames", 1)
         for index in sorted({number * total // NUM_LOOKS for number in range(NUM_LOOKS)}):
             image.seek(index)

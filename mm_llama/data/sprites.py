@@ -202,12 +202,12 @@ def _tuxpaint(root: Path, seed: int) -> list[Sprite]:
 
     found = []
     for stamp in tuxpaint.read_stamps(root, exclude=("symbols",)):
-        with Image.open(stamp.image) as image:
+        with Image.open(stamp.image, formats=("PNG",)) as image:
             if image.mode != "RGBA" or not _cut_out(image):
                 continue
 
         def draw(path: Path = stamp.image) -> list[Image.Image]:
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG",)) as image:
                 return [trimmed(image.convert("RGBA"))]
 
         # Stems are no words ("fireman240a"), captions are sentences: the kind of thing is what it is called.
