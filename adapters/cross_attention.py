@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mm_llama.core.fan_out import fan_out
-from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
+from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, joined, merge_heads, split_heads
 
 Ragged = tuple[Tensor, Tensor]
 
@@ -78,7 +79,8 @@ class GatedCrossAttention(nn.Module):
 
     def opening(self, gate: Tensor, dtype: torch.dtype) -> Tensor:
         """Return how far a branch is open: tanh of its gate, times the branch scale."""
-        return (self.branch_scale * torch.tanh(gate)).to(dtype)
+        opening = torch.tanh(gate)
+        return (opening if self.branch_scale == 1 else self.branch_scale * opening).to(dtype)
 
 
 class CrossAttention(nn.Module):
@@ -98,8 +100,13 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, media_MND: Tensor, values_MND: Tensor) -> tuple[Tensor, Tensor]:
         """Return normed keys and values, float[M, K, N, d] each."""
-        keys = self.k_norm(split_heads(self.k(media_MND), self.num_kv_heads))
-        return keys, split_heads(self.v(values_MND), self.num_kv_heads)
+        weight = joined((self.k, self.v)) if media_MND is values_MND else None
+        if weight is None:
+            keys, values = self.k(media_MND), self.v(values_MND)
+        else:
+            keys, values = F.linear(media_MND, weight.to(media_MND.dtype)).chunk(2, dim=-1)
+        keys_MKNd = self.k_norm(split_heads(keys, self.num_kv_heads))
+        return keys_MKNd, split_heads(values, self.num_kv_heads)
 
     def forward(
         self,

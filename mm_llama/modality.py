@@ -102,6 +102,7 @@ class Plan:
     )  # int64[G, L] into T, int64[T] into G * L; None: equally long, in order
     items: tuple[tuple[int, ...], ...]  # each group's media, m of them
     seen_GL: Tensor | None  # int64, how many of the m each query sees; None: all
+    everywhere: bool = False  # the T positions are all there are, in order: nothing need be gathered
 
 
 def plan(spans: list[Span], slots_BS: Tensor, lengths_B: Tensor | None) -> list[Plan]:
@@ -109,6 +110,9 @@ def plan(spans: list[Span], slots_BS: Tensor, lengths_B: Tensor | None) -> list[
 
     `slots_BS` int64 are the row slots being computed; positions at or past `lengths_B` are padding.
     """
+    # Numbers read back would be compiled anew at every position.
+    if slots_BS.shape[1] == 1 and lengths_B is None and not torch.compiler.is_compiling():
+        return _plan_of_step(spans, slots_BS)
     rows = slots_BS.cpu()
     limits = None if lengths_B is None else lengths_B.tolist()
     S = rows.shape[1]
@@ -122,6 +126,25 @@ def plan(spans: list[Span], slots_BS: Tensor, lengths_B: Tensor | None) -> list[
             items = span.items[: int(seen.max())]
             found[len(items)].append((columns + span.row * S, seen, items))
     return [_plan_of(found[width], slots_BS.device) for width in sorted(found)]
+
+
+def _plan_of_step(spans: list[Span], slots_B1: Tensor) -> list[Plan]:
+    """Plan one position of every row, as each decoding step has it: what `plan` finds, without tensors."""
+    slots = slots_B1.flatten().tolist()
+    found: dict[int, list[Span]] = defaultdict(list)
+    for span in spans:
+        if span.start <= slots[span.row] < span.end:
+            found[min(slots[span.row] - span.start + 1, len(span.items))].append(span)
+    return [
+        Plan(
+            index_T=torch.tensor([span.row for span in found[width]], device=slots_B1.device),
+            ragged=None,
+            items=tuple(span.items[:width] for span in found[width]),
+            seen_GL=None,
+            everywhere=[span.row for span in found[width]] == list(range(len(slots))),
+        )
+        for width in sorted(found)
+    ]
 
 
 def _plan_of(groups: list[tuple[Tensor, Tensor, tuple[int, ...]]], device: torch.device) -> Plan:
@@ -267,8 +290,9 @@ class CrossAttended(nn.Module):
         for found in plans:
             keys_G, values_G = attached.gather(layer, found.items)
             mask = _token_mask(found, attached.num_tokens_M, keys_G.shape[2])
-            new = block(flat.index_select(0, found.index_T), keys_G, values_G, found.ragged, mask)
-            flat = flat.index_copy(0, found.index_T, new.to(flat.dtype))
+            states_TD = flat if found.everywhere else flat.index_select(0, found.index_T)
+            new = block(states_TD, keys_G, values_G, found.ragged, mask).to(flat.dtype)
+            flat = new if found.everywhere else flat.index_copy(0, found.index_T, new)
         return flat.view_as(hidden_BSD)
 
 

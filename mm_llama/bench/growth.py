@@ -14,7 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mm_llama.bench.measure import machine_facts, megabytes, peak_bytes, peak_of_child, positives, show_table
+from mm_llama.bench.measure import (
+    machine_facts,
+    megabytes,
+    peak_bytes,
+    peak_of_child,
+    positives,
+    show_table,
+    write_facts,
+)
 
 CASES = {
     "turns": "pictures, each in a turn of its own",
@@ -33,7 +41,16 @@ def main(argv: list[str]) -> int:
             json.dumps(_point(args.point, int(args.counts), args.core, args.image, args.video, args.frames))
         )
         return 0
-    found: dict[str, Any] = {"machine": machine_facts(), "cases": {}}
+    found: dict[str, Any] = {
+        "bench": "growth",
+        "command": " ".join(["mm-llama bench growth", *argv]),
+        "core": args.core,
+        "image": args.image,
+        "video": args.video,
+        "frames": args.frames,
+        "machine": machine_facts(),
+        "cases": {},
+    }
     for case in CASES:
         counts = positives(
             "--clips" if case == "clips" else "--counts", args.clips if case == "clips" else args.counts
@@ -56,10 +73,7 @@ def main(argv: list[str]) -> int:
             if sys.stderr.isatty():
                 print(f"{case} {count}", file=sys.stderr)
         found["cases"][case] = {"what": CASES[case], "points": points, **_fits(points)}
-    if args.json:
-        from mm_llama.bench.measure import write_facts
-
-        write_facts(args.json, found)
+    write_facts(args.json, found)
     if args.plot:
         _plot(found, args.plot)
     for case, value in found["cases"].items():
@@ -74,7 +88,8 @@ def main(argv: list[str]) -> int:
             for point in value["points"]
         ]
         show_table(
-            f"{value['what']}: R² of a line {value['r2_seconds']:.4f} in time, {value['r2_bytes']:.4f} in memory",
+            f"{value['what']}: R² of a line {value['r2_seconds']:.4f} in time, {value['r2_bytes']:.4f} in memory; one of "
+            f"the last costs {value['per_item_seconds']:.2f} and {value['per_item_bytes']:.2f} of what the first did",
             (case, "media read", "prompt read", "keys and values", "peak above the model"),
             rows,
         )
@@ -155,12 +170,15 @@ def _layout(case: str, count: int) -> tuple[list[int], list[int], int]:
 
 
 def _fits(points: list[dict[str, Any]]) -> dict[str, float]:
-    """How well a straight line over the count describes seconds and bytes: R² of each."""
+    """How well a line over the count describes seconds and bytes (R²), and cost for each at the last over the first."""
     counts = [float(point["count"]) for point in points]
     seconds = [point["attach_s"] + point["prefill_s"] for point in points]
+    held = [float(point["extra_bytes"]) for point in points]
     return {
+        "per_item_seconds": (seconds[-1] / counts[-1]) / (seconds[0] / counts[0]),
+        "per_item_bytes": (held[-1] / counts[-1]) / (held[0] / counts[0]) if held[0] else 0.0,
         "r2_seconds": _r2(counts, seconds),
-        "r2_bytes": _r2(counts, [float(point["extra_bytes"]) for point in points]),
+        "r2_bytes": _r2(counts, held),
         "r2_media": _r2(counts, [float(point["media_bytes"]) for point in points]),
     }
 

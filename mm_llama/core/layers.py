@@ -6,6 +6,8 @@ Shapes: B batch, S query positions, T key positions, D width, H heads, K KV head
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +16,81 @@ from torch.nn import functional as F
 # Above this many scores per head the fused kernel wins; below it, explicit products are faster on a CPU
 # (its backward above all) and give the same bits whatever the batch holds.
 _FUSED_SCORES = 512 * 512
+# A single query sees few keys fastest by the fused kernel, which uses one thread for each KV head; more of them are
+# read by all threads in explicit products.
+_ONE_QUERY = 512
 
 
 class Linear(nn.Linear):
     """Bias-free linear map that computes in its input's dtype, so float32 masters serve bfloat16 compute."""
+
+    _joined: Tensor | None = None  # of the first of several maps: all their weights (`joined`)
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = False) -> None:
         super().__init__(in_dim, out_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float[..., in] to float[..., out] in the dtype of `x`."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if weight.dtype != x.dtype:
+            weight = weight.to(x.dtype)
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
+        return F.linear(x, weight, bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # What is moved or cast is no longer a part of the joined weights, which would stay behind in memory.
+        self._joined = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_joined"}
+
+
+def joined(maps: Sequence[Linear]) -> Tensor | None:
+    """Return the weights of bias-free maps of one input as one matrix, float[sum of outs, in]; None while they train.
+
+    The maps' own weights become views of it, so nothing is held twice, and names, values and digests stay. Weights
+    that are moved, cast or replaced are joined anew. None too where a map is of another class or has a hook on it,
+    under `torch.compile`, and where processes work together: sharding has a layout of its own for weights.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    training = torch.is_grad_enabled()
+    whole = maps[0]._joined
+    place = -1 if whole is None else whole.data_ptr()
+    for part in maps:
+        weight = part.weight
+        if (training and weight.requires_grad) or part._forward_hooks or part._forward_pre_hooks:
+            return None
+        if place != weight.data_ptr():
+            return _join(maps)
+        place += weight.nbytes
+    return whole
+
+
+def _join(maps: Sequence[Linear]) -> Tensor | None:
+    weights = [part.weight for part in maps]
+    first = weights[0]
+    alike = all(
+        type(part) is Linear
+        and part.bias is None
+        and type(weight) is nn.Parameter
+        and (weight.dtype, weight.device, weight.shape[1]) == (first.dtype, first.device, first.shape[1])
+        and not (weight.is_meta or weight.is_inference() or part._forward_hooks or part._forward_pre_hooks)
+        for part, weight in zip(maps, weights, strict=True)
+    )
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if not (alike and alone) or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
+        return None
+    # Not an inference tensor, whose views could never be trained again.
+    with torch.inference_mode(False), torch.no_grad():
+        whole = torch.cat([weight.data for weight in weights])
+        for weight, view in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+            weight.data = view
+    maps[0]._joined = whole
+    return whole
 
 
 class RMSNorm(nn.Module):
@@ -38,6 +103,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of float[..., dim]; the result has the dtype of `x`."""
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Not that function: it rounds after the weight, where Llama rounds before it.
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return y.to(x.dtype) * self.weight.to(x.dtype)
@@ -54,7 +122,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float[..., D] to float[..., D]."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        weight = joined((self.gate, self.up))
+        if weight is None:
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = F.linear(x, weight.to(x.dtype)).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 def attend(q_BHSd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, mask_BST: Tensor | None) -> Tensor:
@@ -66,6 +138,11 @@ def attend(q_BHSd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, mask_BST: Tensor | No
     """
     B, H, S, d = q_BHSd.shape
     K, T = k_BKTd.shape[1], k_BKTd.shape[2]
+    if S == 1 and T <= _ONE_QUERY and not q_BHSd.is_cuda:
+        # The heads that share a KV head are queries of one head here: no key is copied.
+        mask = None if mask_BST is None else mask_BST[:, None]
+        out = F.scaled_dot_product_attention(q_BHSd.view(B, K, H // K, d), k_BKTd, v_BKTd, attn_mask=mask)
+        return out.view(B, H, 1, d)
     if q_BHSd.is_cuda or S * T > _FUSED_SCORES:
         mask = None if mask_BST is None else mask_BST[:, None]
         return F.scaled_dot_product_attention(q_BHSd, k_BKTd, v_BKTd, attn_mask=mask, enable_gqa=K != H)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm_llama.core.cache import KVCache, Slots
-from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
+from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, joined, merge_heads, split_heads
 from mm_llama.core.packed import Documents, attend_documents, find_documents
 
 Between = Callable[[int, Tensor], Tensor]
@@ -186,12 +186,12 @@ class Llama(nn.Module):
         return F.linear(hidden, weight.to(hidden.dtype)).float()
 
     def rope(self, positions_BS: Tensor) -> Rope:
-        """Return cosines and sines, float32[B, 1, S, d], of rotary positions in the half-split form."""
+        """Return cosines and signed sines (`rotate`), float32[B, 1, S, d], in the half-split form."""
         if self._frequencies is None or self._frequencies.device != positions_BS.device:
             self._frequencies = rope_frequencies(self.config).to(positions_BS.device)
         angles = positions_BS[:, None, :, None].float() * self._frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 class Layer(nn.Module):
@@ -223,9 +223,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BSD: Tensor, rope: Rope, mask: Mask, slots: Slots | None, index: int) -> Tensor:
         """Attend within each row or document, or to everything the cache holds at earlier positions of the row."""
-        q = rotate(split_heads(self.q(x_BSD), self.num_heads), rope)
-        k = rotate(split_heads(self.k(x_BSD), self.num_kv_heads), rope)
-        v = split_heads(self.v(x_BSD), self.num_kv_heads)
+        H, K = self.num_heads, self.num_kv_heads
+        weight = joined((self.q, self.k, self.v))
+        if weight is None:
+            q, k = rotate(split_heads(self.q(x_BSD), H), rope), rotate(split_heads(self.k(x_BSD), K), rope)
+            v = split_heads(self.v(x_BSD), K)
+        else:
+            heads = split_heads(F.linear(x_BSD, weight.to(x_BSD.dtype)), H + 2 * K)
+            q, k = rotate(heads[:, : H + K], rope).split((H, K), dim=1)
+            v = heads[:, H + K :]
         if slots is not None:
             k, v = slots.write(index, k, v)
         if isinstance(mask, Documents):
@@ -234,11 +240,11 @@ class SelfAttention(nn.Module):
 
 
 def rotate(x_BHSd: Tensor, rope: Rope) -> Tensor:
-    """Apply rotary positions to float[B, H, S, d] in float32; pairs are (i, i + d/2)."""
+    """Apply rotary positions to float[B, H, S, d] in float32; pairs are (i, i + d/2), the first has minus the sine."""
     cos, sin = rope
     x = x_BHSd.float()
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHSd.dtype)
+    return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x_BHSd.dtype)
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:

@@ -8,6 +8,7 @@ Shapes: B packed rows, S positions.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -69,7 +70,7 @@ def cut(
     """
     rows = [(length, index, (what,)) for length, index, what in documents]
     if pack_tokens:
-        rows = [_row(row) for row in first_fit_decreasing(rows, pack_tokens)]
+        rows = [_row(row) for row in evened(first_fit_decreasing(rows, pack_tokens))]
     if sort:
         rows.sort(key=lambda row: row[:2])
     if not pack_tokens:
@@ -104,6 +105,24 @@ def first_fit_decreasing(
         bins[found].append(document)
         left[found] -= document[0]
     return bins
+
+
+def evened(bins: list[list[tuple[int, int, T]]]) -> list[list[tuple[int, int, T]]]:
+    """Spread the contents of bins evenly over as many, unless the longest would be longer: then return them as they are.
+
+    A batch is as long as its longest row, so full bins beside a last one that is half empty waste half of that one.
+    """
+    longest = max((sum(length for length, _, _ in found) for found in bins), default=0)
+    spread: list[list[tuple[int, int, T]]] = [[] for _ in bins]
+    shortest = [(0, number) for number in range(len(bins))]
+    documents = sorted((document for found in bins for document in found), key=lambda one: (-one[0], one[1]))
+    for document in documents:
+        load, number = heapq.heappop(shortest)
+        if load + document[0] > longest:
+            return bins
+        spread[number].append(document)
+        heapq.heappush(shortest, (load + document[0], number))
+    return spread
 
 
 def waste(

@@ -13,7 +13,7 @@ from mm_llama.batch import Batch, restarting
 from mm_llama.data.collate import collate
 from mm_llama.data.loader import Loader
 from mm_llama.data.mix import Mixture
-from mm_llama.data.packing import collate_packed, cut, first_fit_decreasing, waste
+from mm_llama.data.packing import collate_packed, cut, evened, first_fit_decreasing, waste
 from mm_llama.data.samples import Sample
 from tests.data.test_collate import load, sample
 from tests.data.test_loader import LENGTHS, pixels, rows, same, sources_of, take
@@ -39,6 +39,25 @@ def test_bins_hold_everything_once_within_their_capacity(lengths, capacity):
     # First fit leaves no two bins that one could have held.
     assert all(one + other > capacity for i, one in enumerate(loads) for other in loads[:i])
     assert bins == first_fit_decreasing(reversed(documents(lengths)), capacity)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(50, 120))
+def test_evened_bins_hold_the_same_and_none_is_longer_than_the_longest_was(lengths, capacity):
+    bins = first_fit_decreasing(documents(lengths), capacity)
+    even = evened(bins)
+    assert sorted(document for found in even for document in found) == sorted(documents(lengths))
+    loads, before = ([sum(length for length, _, _ in found) for found in some] for some in (even, bins))
+    assert len(loads) == len(before) and 0 < max(loads) <= max(before)
+    if even is not bins:
+        assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_a_last_row_that_is_half_empty_shares_with_the_full_ones():
+    bins = first_fit_decreasing(documents([4, 4, 4, 4, 4, 4]), 20)
+    assert [len(found) for found in bins] == [5, 1]
+    assert [len(found) for found in evened(bins)] == [3, 3]
+    tight = first_fit_decreasing(documents([6, 5, 5, 4, 4]), 12)  # evened, 12 would become 13
+    assert [[length for length, _, _ in found] for found in tight] == [[6, 5], [5, 4], [4]]
 
 
 def test_a_document_that_no_row_holds_is_an_error():
