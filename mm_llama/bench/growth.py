@@ -88,8 +88,8 @@ def main(argv: list[str]) -> int:
             for point in value["points"]
         ]
         show_table(
-            f"{value['what']}: R² of a line {value['r2_seconds']:.4f} in time, {value['r2_bytes']:.4f} in memory; one of "
-            f"the last costs {value['per_item_seconds']:.2f} and {value['per_item_bytes']:.2f} of what the first did",
+            f"{value['what']}: R² of a line {value['r2_seconds']:.4f} in time, {value['r2_bytes']:.4f} in memory; "
+            f"one of the last costs {value['per_item_seconds']:.2f} and {value['per_item_bytes']:.2f} of what the first did",
             (case, "media read", "prompt read", "keys and values", "peak above the model"),
             rows,
         )

@@ -108,7 +108,7 @@ def first_fit_decreasing(
 
 
 def evened(bins: list[list[tuple[int, int, T]]]) -> list[list[tuple[int, int, T]]]:
-    """Spread the contents of bins evenly over as many, unless the longest would be longer: then return them as they are.
+    """Spread the contents of bins evenly over as many; bins whose longest would be longer come back as they are.
 
     A batch is as long as its longest row, so full bins beside a last one that is half empty waste half of that one.
     """

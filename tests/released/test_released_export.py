@@ -20,8 +20,8 @@ from mm_llama.released.export import export_vision
 from mm_llama.released.load import load_vision
 from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 from tests.released.material import VOCAB, picture, states_before, transformers_model, write_meta
-from tests.released.test_released_load import same, state_of
 from tests.released.test_reference import LENGTH, difference, first_of, inputs_of, reference_logits, whole
+from tests.released.test_released_load import same, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all_gather_tensor:FutureWarning")
 
