@@ -135,8 +135,8 @@ class Aggregator(nn.Module):
     """Every `frames_per_group` consecutive frames become one effective frame: the tokens that latents read of them.
 
     `num_latents` read the features themselves. `motion_latents` > 0 read motion alone (`motion_of`): where and when the
-    features differ from their mean over the group, and nothing of what they are. `max_groups` effective frames have a
-    table of positions, read like that of the frames in a group.
+    features differ from their mean over the group, and nothing of what they are; either may be 0. `max_groups`
+    effective frames have a table of positions, read like that of the frames in a group.
     """
 
     def __init__(
@@ -158,8 +158,14 @@ class Aggregator(nn.Module):
         super().__init__()
         self.frames_per_group, self.max_groups = frames_per_group, max_groups
         tables = (frames_per_group, num_positions)
-        self.content = Resampler(
-            encoder_dim, dim, width, num_layers, num_heads, num_latents, *tables, norm_eps
+        if not num_latents and not motion_latents:
+            raise ValueError(
+                "the aggregator reads nothing: set modality.video.adapter.num_latents or motion_latents above 0"
+            )
+        self.content = (
+            Resampler(encoder_dim, dim, width, num_layers, num_heads, num_latents, *tables, norm_eps)
+            if num_latents
+            else None
         )
         self.motion = (
             Resampler(2, dim, motion_dim, num_layers, num_heads, motion_latents, *tables, norm_eps)
@@ -171,9 +177,9 @@ class Aggregator(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw every weight; tables of effective frames 0.02, the rest as `Resampler` does."""
         self.group_positions.copy_(torch.randn(self.group_positions.shape, generator=generator) * 0.02)
-        self.content.init_weights(generator)
-        if self.motion is not None:
-            self.motion.init_weights(generator)
+        for part in (self.content, self.motion):
+            if part is not None:
+                part.init_weights(generator)
 
     def forward(self, features_MFNE: Tensor) -> Tensor:
         """Map float[M, F, N, E] to float[M, groups * L, D]; groups are as equal as they can be."""
@@ -195,10 +201,10 @@ class Aggregator(nn.Module):
 
     def group(self, features_MgNE: Tensor) -> Tensor:
         """Read one group of frames: float[M, g, N, E] to float[M, L, D], motion last."""
-        content = self.content(features_MgNE)
-        if self.motion is None:
-            return content
-        return torch.cat((content, self.motion(motion_of(features_MgNE))), dim=1)
+        parts = [] if self.content is None else [self.content(features_MgNE)]
+        if self.motion is not None:
+            parts.append(self.motion(motion_of(features_MgNE)))
+        return torch.cat(parts, dim=1)
 
     def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
         """Return a stored table of positions in time at this aggregator's length; anything else as it is."""

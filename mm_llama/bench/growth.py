@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         ]
         show_table(
             f"{value['what']}: R² of a line {value['r2_seconds']:.4f} in time, {value['r2_bytes']:.4f} in memory; "
-            f"one of the last costs {value['per_item_seconds']:.2f} and {value['per_item_bytes']:.2f} of what the first did",
+            f"one of the last costs {value['per_item_seconds']:.2f} and {value['per_item_bytes']:.2f} of the first",
             (case, "media read", "prompt read", "keys and values", "peak above the model"),
             rows,
         )

@@ -165,7 +165,7 @@ def _encode(clip: str, number: int, image: str, repeats: int) -> dict[str, Any]:
 
 
 def _lengths(clip: str, duration: float, folder: Path | None) -> list[tuple[float, Path]]:
-    """The clip cut to an eighth, a quarter, half, and whole, without encoding anew."""
+    """The clip cut to about an eighth, a quarter, half, and whole, without encoding anew."""
     import av
 
     from mm_llama.paths import cache_dir

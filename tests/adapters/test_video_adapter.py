@@ -90,6 +90,16 @@ def test_motion_sees_what_moves_and_not_what_is_there() -> None:
     assert not torch.allclose(moving[:, 5:], still[:, 5:], atol=1e-2)
 
 
+def test_either_part_may_be_absent_but_not_both() -> None:
+    made = aggregator(num_latents=0, motion_latents=3)
+    assert made(torch.randn(2, 4, 6, 12)).shape == (2, 3, 16)
+    assert not [name for name, _ in made.named_parameters() if "content" in name]
+    with pytest.raises(
+        ValueError, match="the aggregator reads nothing: set modality.video.adapter.num_latents"
+    ):
+        aggregator(num_latents=0)
+
+
 def test_motion_is_zero_in_a_still_clip_and_in_units_of_its_mean_else() -> None:
     still = torch.randn(1, 1, 6, 12).expand(1, 4, 6, 12)
     assert float(motion_of(still).abs().max()) < 1e-3

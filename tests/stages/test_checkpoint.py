@@ -122,6 +122,7 @@ def test_optimizer_state_comes_back_to_the_bit_and_goes_on_alike(run, tiny_model
     assert all(torch.equal(trained(other)[name], tensor) for name, tensor in trained(run.model).items())
 
 
+@torch.no_grad()
 def test_a_loaded_adapter_gives_the_trained_logits(run, tiny_model, tiny_batch):
     run.save(100)
     other, batch = tiny_model(), tiny_batch(9)
