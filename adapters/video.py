@@ -177,9 +177,11 @@ class Aggregator(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw every weight; tables of effective frames 0.02, the rest as `Resampler` does."""
         self.group_positions.copy_(torch.randn(self.group_positions.shape, generator=generator) * 0.02)
-        for part in (self.content, self.motion):
-            if part is not None:
-                part.init_weights(generator)
+        if self.content is not None:
+            self.content.init_weights(generator)
+        if self.motion is not None:
+            # Beside two numbers of motion a loud place is heard at once: directions are learned in half the steps.
+            self.motion.init_weights(generator, position_scale=2.0)
 
     def forward(self, features_MFNE: Tensor) -> Tensor:
         """Map float[M, F, N, E] to float[M, groups * L, D]; groups are as equal as they can be."""
@@ -251,8 +253,11 @@ class Resampler(nn.Module):
         self.output_norm = RMSNorm(width, norm_eps)
         self.output = Linear(width, dim)
 
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Draw projections with 1/sqrt(fan-in), tables with 0.5 (tokens have unit scale), norms at one."""
+    def init_weights(self, generator: torch.Generator, position_scale: float = 0.7) -> None:
+        """Draw projections with 1/sqrt(fan-in), latents with 0.5 (tokens have unit scale), norms at one.
+
+        Places of a square grid and times begin as sines and cosines of `position_scale`: neighbours begin alike.
+        """
         depth = max(1, len(self.layers))
         for name, weight in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -266,6 +271,14 @@ class Resampler(nn.Module):
                 if name.endswith(("o.weight", "down.weight")):
                     std /= math.sqrt(2 * depth)
                 weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+        width = self.frame_positions.shape[1]
+        if width % 4 == 0:
+            self.frame_positions.copy_(position_scale * waves(len(self.frame_positions), width, 8.0))
+        side = 0 if self.positions is None else math.isqrt(len(self.positions))
+        if self.positions is not None and width % 4 == 0 and side * side == len(self.positions):
+            line = waves(side, width // 2, 4.0)
+            grid = torch.cat((line[:, None].expand(-1, side, -1), line.expand(side, -1, -1)), dim=-1)
+            self.positions.copy_(position_scale * grid.flatten(0, 1))
 
     def forward(self, tokens_MgNE: Tensor) -> Tensor:
         """Map float[M, g, N, E] to float[M, L, D]."""
@@ -322,6 +335,17 @@ def motion_of(features_MgNE: Tensor) -> Tensor:
     g = features.shape[1]
     times_g1 = ((torch.arange(g, device=features.device) + 0.5) / g * 2 - 1)[:, None]
     return torch.stack((amount_MgN, amount_MgN * times_g1), dim=-1).to(features_MgNE.dtype)
+
+
+def waves(count: int, width: int, fastest: float) -> Tensor:
+    """Return sines and cosines over `count` places, float32[count, width].
+
+    The slowest makes half a turn over all places, the fastest not quite `fastest` / 2 turns; the others lie between
+    them evenly in the logarithm.
+    """
+    turns = 0.5 * fastest ** (torch.arange(width // 2) / (width // 2))
+    angles = 2 * math.pi * (torch.arange(count) / count)[:, None] * turns
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
 def at_times(table_tX: Tensor, count: int) -> Tensor:

@@ -90,6 +90,17 @@ def test_motion_sees_what_moves_and_not_what_is_there() -> None:
     assert not torch.allclose(moving[:, 5:], still[:, 5:], atol=1e-2)
 
 
+def test_places_and_times_begin_with_neighbours_alike() -> None:
+    made = aggregator(num_positions=16, frames_per_group=8)
+    assert made.content is not None and made.content.positions is not None
+    places = torch.nn.functional.normalize(made.content.positions.detach(), dim=1).view(4, 4, -1)
+    near, far = places[0, 0] @ places[0, 1], places[0, 0] @ places[3, 3]
+    assert near > far + 0.2
+    assert torch.allclose(places[1, 2] @ places[1, 3], places[2, 1] @ places[3, 1], atol=0.2)
+    times = torch.nn.functional.normalize(made.content.frame_positions.detach(), dim=1)
+    assert times[0] @ times[1] > times[0] @ times[5] + 0.2
+
+
 def test_either_part_may_be_absent_but_not_both() -> None:
     made = aggregator(num_latents=0, motion_latents=3)
     assert made(torch.randn(2, 4, 6, 12)).shape == (2, 3, 16)
