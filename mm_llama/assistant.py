@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
-    import torch
-
     from mm_llama.core.chat import ChatFormat, Message
     from mm_llama.core.tokenizer import Tokenizer
     from mm_llama.generation.engine import TextStream
     from mm_llama.model import MultimodalLlama
 
 Messages = str | Sequence[Mapping[str, Any]]
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load(
@@ -48,28 +44,13 @@ def load(
     import torch
 
     from mm_llama.build import load_model
+    from mm_llama.dtypes import choose_dtype
 
     _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     model, tokenizer, chat_format = load_model(str(core), adapters, choose_dtype(dtype, device), device)
     return Assistant(model, tokenizer, chat_format)
-
-
-def choose_dtype(name: str, device: str = "cpu") -> torch.dtype:
-    """The torch dtype of "float32", "bfloat16", "float16", or "auto"."""
-    import torch
-
-    if name not in DTYPES:
-        raise ValueError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
-    if name != "auto":
-        found: torch.dtype = getattr(torch, name)
-        return found
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # Without the instructions, bfloat16 on a CPU is emulated and slower than float32.
-    fast = torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _check_device(device: str) -> None:

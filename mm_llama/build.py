@@ -19,6 +19,7 @@ from mm_llama.core.chat import ChatFormat, chat_format
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.dtypes import choose_dtype, dtype_name
 from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir, conf_dir
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 # What a `_target_` may name. Hydra's own blocklist lets loaders of pickles through; an allowlist does not.
 TARGETS = ("encoders.", "adapters.", "mm_llama.", "torch.nn.", "torch.optim.", "timm.create_model")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -40,7 +40,10 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return the config as plain data; a missing or dangling value is a ValueError that names its key."""
+    """Return the config as plain data, `dtype: auto` as what this machine computes in.
+
+    A missing or dangling value is a ValueError that names its key.
+    """
     for name, parts in (cfg.get("modality") or {}).items():
         if parts and parts.get("reads"):
             check_reads(name, parts["reads"], cfg.modality)
@@ -54,6 +57,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     except Exception as error:  # OmegaConf has one family for interpolation, one for types
         raise ValueError(f"the config does not resolve: {str(error).splitlines()[0]}") from error
     assert isinstance(data, dict)
+    if data.get("dtype") == "auto":
+        data["dtype"] = dtype_name(choose_dtype("auto", data.get("device", "cpu")))
     return {str(key): value for key, value in data.items()}
 
 

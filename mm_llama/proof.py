@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from mm_llama.assets import asset
-from mm_llama.build import DTYPES, load_model
+from mm_llama.build import load_model
 from mm_llama.core.llama import Llama
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.dtypes import DTYPES
 from mm_llama.eval.mmlu import read_items, score_mmlu
 from mm_llama.eval.text_parity import text_parity
 from mm_llama.model import MultimodalLlama

@@ -109,7 +109,7 @@ class TrainSchema:
     name: str = MISSING
     runs: str = "runs"
     seed: int = 0
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     device: str = "cpu"
     threads: int = 0
     core: CoreSchema = field(default_factory=CoreSchema)

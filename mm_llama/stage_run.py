@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mm_llama.batch import Batch
-from mm_llama.build import DTYPES, build, build_model, resolve
+from mm_llama.build import build, build_model, resolve
 from mm_llama.core.chat import ChatFormat
 from mm_llama.data.collate import collate
 from mm_llama.data.features import FeatureCache
@@ -25,6 +25,7 @@ from mm_llama.data.media import KEYS, medium_reader
 from mm_llama.data.mix import Mixture
 from mm_llama.data.samples import MediaRef, Sample, distinct_media, make_sample
 from mm_llama.data.sources import Source
+from mm_llama.dtypes import choose_dtype
 from mm_llama.eval.answers import answer_accuracy
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir
@@ -34,7 +35,7 @@ from mm_llama.stages.resume import load_init
 from mm_llama.stages.steps import next_token
 
 EVAL_BATCH = 64
-ENCODE_BATCH = 32  # pictures, or frames of whole clips, that are encoded together
+ENCODE_BATCH = 16  # pictures, or frames of whole clips, that are encoded together
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     config.pop("hydra", None)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    if config["dtype"] not in DTYPES:
-        raise ValueError(f"dtype={config['dtype']}: expected one of {', '.join(DTYPES)}")
+    choose_dtype(config["dtype"], config["device"])
     stage, optim = config["stage"], config["optim"]
     if not config["data"].get("train"):
         raise ValueError(
@@ -124,7 +124,7 @@ def held_out_evaluation(config: Mapping[str, Any]) -> tuple[MultimodalLlama, Eva
 
 def _begin(config: Mapping[str, Any]) -> tuple[MultimodalLlama, ChatFormat, list[Source]]:
     """Return the model that a stage starts from, its chat format and the held-out rows."""
-    model, _, chat = build_model(config, DTYPES[config["dtype"]], config["device"])
+    model, _, chat = build_model(config, choose_dtype(config["dtype"], config["device"]), config["device"])
     # Before any medium is encoded: what the stage starts from may bring an encoder.
     load_init(model, _init_of(config["stage"]), config["stage"]["allow_core_swap"], say=None)
     return model, chat, [build(entry) for entry in config["data"].get("eval") or []]
@@ -193,14 +193,16 @@ class MediaReader:
     def encode(
         self, kind: str, refs: Iterable[MediaRef], cache: FeatureCache, on_error: str = "error"
     ) -> None:
-        """Fill one cache, encoding in bfloat16 where that is how features are kept."""
+        """Fill one cache. Features are kept in bfloat16, and computed in it where the device does."""
         encoder = self.model.encoder_of(kind)
+        device = next(encoder.parameters()).device
+        dtype = choose_dtype("auto", str(device))
         modality = self.model.modality[kind]
-        with _cast(encoder, cache.dtype):
+        with _cast(encoder, dtype):
             made = cache.build(
                 refs,
                 self.pixels[kind],
-                lambda pixels: modality.features(pixels.to(cache.dtype), encoder),
+                lambda pixels: modality.features(pixels.to(device, dtype), encoder),
                 batch_size=max(1, ENCODE_BATCH // (modality.num_frames or 1)),
                 on_error=on_error,
                 progress=_say(kind),

@@ -226,7 +226,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["stage=image_sft", "core=llama3_1_8b"],
         r"core=llama3_1_8b is numbers only: set core.source",
     ),
-    "unknown dtype": (["stage=image_sft", "dtype=int3"], r"dtype=int3: expected one of"),
+    "unknown dtype": (["stage=image_sft", "dtype=int3"], r"dtype is 'int3', expected one of auto,"),
     "no data": (["stage=image_sft", "data=none"], r"no training data: choose one with data="),
 }
 

@@ -70,14 +70,15 @@ def main(argv: list[str]) -> int:
         )
     import torch
 
-    from mm_llama.build import DTYPES, build_model, compose_config, resolve
+    from mm_llama.build import build_model, compose_config, resolve
+    from mm_llama.dtypes import choose_dtype
     from mm_llama.stage_run import MediaReader
     from mm_llama.stages.freeze import freeze
 
     config = resolve(compose_config("train", _with_defaults(args.overrides)))
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    model, _, chat = build_model(config, DTYPES[config["dtype"]], config["device"])
+    model, _, chat = build_model(config, choose_dtype(config["dtype"], config["device"]), config["device"])
     samples = _draw(config, chat, args.documents)
     layouts = _layouts(samples, config["loader"], args.batch_tokens, pack_tokens)
     if not args.waste_only:

@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 
+from mm_llama.malloc import keep_freed_memory
+
 # verb -> (module, what it does); help is printed from here.
 VERBS = {
     "ask": ("ask", "answer a question, with pictures or without"),
@@ -26,6 +28,9 @@ VERBS = {
     "doctor": ("doctor", "say what works here, what is missing and how to get it"),
 }
 
+# Verbs that run a model.
+COMPUTING = ("ask", "train", "eval", "proof")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 1 found wanting, 2 wrong input, 75 interrupted and saved."""
@@ -43,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         return _fail(f"there is no `mm-llama {verb}`{hint} Verbs: {', '.join(VERBS)}")
+    if verb in COMPUTING:
+        keep_freed_memory()
     try:
         return int(importlib.import_module(f"mm_llama.cli.{VERBS[verb][0]}").main(rest))
     except (ValueError, OSError) as error:

@@ -270,8 +270,8 @@ def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFor
 
     import torch
 
-    from mm_llama.assistant import choose_dtype
     from mm_llama.build import load_model
+    from mm_llama.dtypes import choose_dtype
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mm_llama.malloc import keep_freed_memory
+
 # Pictures that the adapter was not made for: a shapes-and-colours adapter answers them as best it can, shown unedited.
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STAGES = {"shapes": "demo_image_shapes", "present": "demo_image_present", "image": "demo_image"}
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the training stage")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     out = Path(args.out)
     demo = Demo(out)
     command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
@@ -311,8 +314,8 @@ def _adapter_id(run: Path) -> str:
 
 
 def _load(run: Path) -> tuple[Any, Any, Any]:
-    from mm_llama.assistant import choose_dtype
     from mm_llama.build import load_model
+    from mm_llama.dtypes import choose_dtype
 
     return load_model("smollm2_135m", [run], choose_dtype("auto"))
 

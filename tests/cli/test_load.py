@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from mm_llama import load
-from mm_llama.assistant import Assistant, choose_dtype
+from mm_llama.assistant import Assistant
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.export import export_hf
 from mm_llama.core.llama import Llama
+from mm_llama.dtypes import choose_dtype
 
 QUESTION = "Which colour?"
 

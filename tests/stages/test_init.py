@@ -146,7 +146,9 @@ def test_going_on_with_the_same_run_never_resizes(tmp_path):
         restore(next(tmp_path.glob("checkpoints/step*")), model, adamw(trained), table)
 
 
-def test_making_features_in_bfloat16_leaves_the_weights_as_they_were(tmp_path):
+@pytest.mark.parametrize("computed_in", [torch.bfloat16, torch.float32])
+def test_making_features_in_any_dtype_leaves_the_weights_as_they_were(computed_in, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm_llama.stage_run.choose_dtype", lambda *_: computed_in)
     model = make_model()
     before = tensors(model, ENCODER)
     reader = MediaReader(model, [ADAPTER], folder=tmp_path)
