@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ def make_folder(
     out_dir: str | Path, name: str, options: Mapping[str, Any], fill: Callable[[Path], None]
 ) -> Path:
     """Fill `out_dir` through a temporary folder beside it, unless it was made with the same options before.
+
+    stderr says so: some sets take a minute.
 
     Raises FileExistsError when `out_dir` holds something else.
     """
@@ -31,6 +34,7 @@ def make_folder(
             f"{folder} holds {_describe(found)}, not {_describe(wanted)}; delete it or choose another folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
+    print(f"making {name}, once -> {folder}", file=sys.stderr)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         fill(partial)

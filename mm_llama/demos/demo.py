@@ -9,6 +9,7 @@ is reused by the next call while the adapter is the same.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.out)
     demo = Demo(out)
     command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
+    demo.say_how_long()
     runs: list[Path] = []
     for name, experiment in STAGES.items():
         init = [f"stage.init.image={runs[-1]}"] if runs else []
@@ -77,23 +79,34 @@ class Demo:
         self.started = datetime.now(UTC)
         self.state: dict[str, Any] = _read(out / "phases.json")
 
+    def say_how_long(self) -> None:
+        """Say what this machine computes in, and what that means in minutes, where nothing is trained yet."""
+        from mm_llama.dtypes import choose_dtype, dtype_name
+
+        if not self.state:
+            dtype = dtype_name(choose_dtype("auto"))
+            minutes = {"float32": 47, "bfloat16": 18}[dtype]  # measured; the README has the parts
+            _say(f"computing in {dtype}: two cores took {minutes} minutes; what is done is kept if you stop")
+
     def train(self, name: str, experiment: str, overrides: list[str], beside: Path | None = None) -> Path:
         """Train one stage, or continue, or find it trained; return its run folder.
 
-        What was trained beside another adapter is trained anew when that one is.
+        Another recipe is not the same stage, and what was trained beside an adapter is trained anew when that one is.
         """
-        from mm_llama.build import compose_config
+        from mm_llama.build import compose_config, resolve
         from mm_llama.stage_run import run_stage
 
-        option = ":".join([experiment, *overrides, *([_adapter_id(beside)] if beside else [])])
+        cfg = compose_config(
+            "train", [f"experiment={experiment}", f"runs={self.out}", f"name={name}", *overrides]
+        )
+        recipe = json.dumps(resolve(cfg), sort_keys=True, default=str)
+        digest = hashlib.sha256(recipe.encode()).hexdigest()
+        option = ":".join([experiment, digest, *([_adapter_id(beside)] if beside else [])])
         if self._done(name, self.out / name, option):
             return self.out / name
         kind = "video" if name == "video" else "image"
         _say(f"stage {name}: training the {kind} adapter on the frozen core")
         began = time.perf_counter()
-        cfg = compose_config(
-            "train", [f"experiment={experiment}", f"runs={self.out}", f"name={name}", *overrides]
-        )
         result = run_stage(cfg)
         seconds = time.perf_counter() - began
         detail = f"{result.minutes:.1f} min of it in the loop"
@@ -246,7 +259,7 @@ class Demo:
             "started": self.started.isoformat(timespec="seconds"),
             "seed": summary.get("seed", 0),
             "core": "SmolLM2-135M-Instruct (frozen)",
-            "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each; motion: 400 "
+            "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each; motion: 960 "
             "training and 200 test clips of one OpenMoji picture that moves over a photograph",
             "stages": [{"name": run.name, "dir": os.path.relpath(run, self.out)} for run in runs],
             "phases": [
