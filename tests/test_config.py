@@ -266,3 +266,12 @@ def test_help_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "image_pretrain" in out and "smollm2_135m" in out
     assert main(["tarin"]) == 2
     assert "did you mean `train`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("computes_in_bfloat16", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_dtype_auto_is_what_the_processor_computes_in_and_stands_in_the_config(
+    computes_in_bfloat16: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: computes_in_bfloat16)
+    assert resolve(compose_config("train", ["stage=image_sft"]))["dtype"] == chosen
+    assert resolve(compose_config("train", ["stage=image_sft", "dtype=float16"]))["dtype"] == "float16"

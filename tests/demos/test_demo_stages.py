@@ -1,0 +1,59 @@
+"""A demo trains a stage once for each recipe, and again when what it stands on is another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mm_llama.demos.demo import Demo
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("MM_LLAMA_CACHE", str(tmp_path / "cache"))
+    rows = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{colour}.png")
+        content = [{"type": "image", "path": f"{colour}.png"}, {"type": "text", "text": "which?"}]
+        answer = {"role": "assistant", "content": colour}
+        rows.append({"messages": [{"role": "user", "content": content}, answer]})
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    data = f"data.train.0.source.path={tmp_path / 'chats.jsonl'}"
+    return [
+        *("stage=image_sft", "core=tiny", "modality/image=tiny", "data=jsonl", data),
+        *("stage.num_steps=1", "loader.batch_size=2", "dtype=float32"),
+    ]
+
+
+def steps(run: Path) -> int:
+    return sum('"step"' in line for line in (run / "metrics.jsonl").read_text("utf-8").splitlines())
+
+
+def test_a_stage_is_trained_once_for_each_recipe(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Demo(tmp_path / "demo").train("image", "none", recipe)
+    assert steps(run) == 1
+    capsys.readouterr()
+    assert Demo(tmp_path / "demo").train("image", "none", recipe) == run
+    assert "image: reused, the adapter is the same" in capsys.readouterr().err
+    assert steps(run) == 1
+    longer = [*recipe, "stage.num_steps=2"]
+    Demo(tmp_path / "demo").train("image", "none", longer)
+    assert steps(run) == 2
+
+
+def test_a_stage_beside_another_adapter_is_trained_anew(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = Demo(tmp_path / "demo")
+    first = demo.train("first", "none", recipe)
+    second = demo.train("second", "none", recipe, beside=first)
+    demo.train("first", "none", [*recipe, "stage.num_steps=2"])
+    capsys.readouterr()
+    demo.train("second", "none", recipe, beside=first)
+    assert "stage second: training" in capsys.readouterr().err
+    assert steps(second) == 1  # the run was finished: it is found so, not repeated
