@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         scaled_sizes,
         transformers_version,
     )
-    from mm_llama.build import DTYPES
+    from mm_llama.dtypes import DTYPES
 
     version = transformers_version()
     if args.threads:
