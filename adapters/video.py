@@ -53,6 +53,7 @@ class VideoAdapter(nn.Module):
         frames_per_group: int = 32,
         max_groups: int = 2,
         num_positions: int = 0,
+        content_focus: float = 0.0,
         motion_latents: int = 0,
         motion_dim: int = 128,
         gate_init: float = 0.0,
@@ -84,6 +85,7 @@ class VideoAdapter(nn.Module):
             frames_per_group=frames_per_group,
             max_groups=max_groups,
             num_positions=num_positions,
+            content_focus=content_focus,
             motion_latents=motion_latents,
             motion_dim=motion_dim,
             norm_eps=norm_eps,
@@ -134,9 +136,11 @@ class VideoAdapter(nn.Module):
 class Aggregator(nn.Module):
     """Every `frames_per_group` consecutive frames become one effective frame: the tokens that latents read of them.
 
-    `num_latents` read the features themselves. `motion_latents` > 0 read motion alone (`motion_of`): where and when the
-    features differ from their mean over the group, and nothing of what they are; either may be 0. `max_groups`
-    effective frames have a table of positions, read like that of the frames in a group.
+    `num_latents` read the features themselves; with `content_focus` k > 0 they look first at what moves: every place
+    and time counts in proportion to how much it does, to the power k. `motion_latents` > 0 read motion alone
+    (`motion_of`): where and when the features differ from their mean over the group, and nothing of what they are.
+    Either number of latents may be 0. `max_groups` effective frames have a table of positions, read like that of the
+    frames in a group.
     """
 
     def __init__(
@@ -151,16 +155,25 @@ class Aggregator(nn.Module):
         frames_per_group: int = 32,
         max_groups: int = 2,
         num_positions: int = 0,
+        content_focus: float = 0.0,
         motion_latents: int = 0,
         motion_dim: int = 128,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.frames_per_group, self.max_groups = frames_per_group, max_groups
+        self.frames_per_group, self.max_groups, self.content_focus = (
+            frames_per_group,
+            max_groups,
+            content_focus,
+        )
         tables = (frames_per_group, num_positions)
         if not num_latents and not motion_latents:
             raise ValueError(
                 "the aggregator reads nothing: set modality.video.adapter.num_latents or motion_latents above 0"
+            )
+        if content_focus < 0:
+            raise ValueError(
+                f"modality.video.adapter.content_focus is {content_focus}, expected 0 (off) or a power above it"
             )
         self.content = (
             Resampler(encoder_dim, dim, width, num_layers, num_heads, num_latents, *tables, norm_eps)
@@ -203,7 +216,10 @@ class Aggregator(nn.Module):
 
     def group(self, features_MgNE: Tensor) -> Tensor:
         """Read one group of frames: float[M, g, N, E] to float[M, L, D], motion last."""
-        parts = [] if self.content is None else [self.content(features_MgNE)]
+        parts = []
+        if self.content is not None:
+            focus_MT = focus_on(features_MgNE, self.content_focus) if self.content_focus else None
+            parts.append(self.content(features_MgNE, focus_MT))
         if self.motion is not None:
             parts.append(self.motion(motion_of(features_MgNE)))
         return torch.cat(parts, dim=1)
@@ -280,8 +296,8 @@ class Resampler(nn.Module):
             grid = torch.cat((line[:, None].expand(-1, side, -1), line.expand(side, -1, -1)), dim=-1)
             self.positions.copy_(position_scale * grid.flatten(0, 1))
 
-    def forward(self, tokens_MgNE: Tensor) -> Tensor:
-        """Map float[M, g, N, E] to float[M, L, D]."""
+    def forward(self, tokens_MgNE: Tensor, focus_MT: Tensor | None = None) -> Tensor:
+        """Map float[M, g, N, E] to float[M, L, D]; `focus_MT` [M, g * N] is added to the scores of the tokens."""
         M, g, N, _ = tokens_MgNE.shape
         tokens = self.projection(tokens_MgNE)
         if self.positions is not None:
@@ -295,7 +311,7 @@ class Resampler(nn.Module):
         tokens_MTW = self.norm(tokens).flatten(1, 2)
         latents_MLW = self.latents.to(tokens.dtype).expand(M, -1, -1)
         for layer in self.layers:
-            latents_MLW = layer(latents_MLW, tokens_MTW)
+            latents_MLW = layer(latents_MLW, tokens_MTW, focus_MT)
         return self.output(self.output_norm(latents_MLW))
 
 
@@ -313,12 +329,17 @@ class ResamplerLayer(nn.Module):
         self.feed_forward_norm = RMSNorm(width, norm_eps)
         self.feed_forward = FeedForward(width, 8 * width // 3)
 
-    def forward(self, latents_MLW: Tensor, tokens_MTW: Tensor) -> Tensor:
-        """Map the latents float[M, L, W], given the tokens float[M, T, W]."""
+    def forward(self, latents_MLW: Tensor, tokens_MTW: Tensor, focus_MT: Tensor | None = None) -> Tensor:
+        """Map the latents float[M, L, W], given the tokens float[M, T, W] and what is added to their scores."""
         normed = self.attention_norm(latents_MLW)
         read = torch.cat((tokens_MTW, normed), dim=1)
         q, k, v = (split_heads(part, self.num_heads) for part in (self.q(normed), self.k(read), self.v(read)))
-        latents_MLW = latents_MLW + self.o(merge_heads(attend(q, k, v, None)))
+        if focus_MT is None:
+            attended = attend(q, k, v, None)
+        else:
+            scores_M11T = F.pad(focus_MT, (0, latents_MLW.shape[1])).to(q.dtype)[:, None, None]
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=scores_M11T)
+        latents_MLW = latents_MLW + self.o(merge_heads(attended))
         return latents_MLW + self.feed_forward(self.feed_forward_norm(latents_MLW))
 
 
@@ -335,6 +356,17 @@ def motion_of(features_MgNE: Tensor) -> Tensor:
     g = features.shape[1]
     times_g1 = ((torch.arange(g, device=features.device) + 0.5) / g * 2 - 1)[:, None]
     return torch.stack((amount_MgN, amount_MgN * times_g1), dim=-1).to(features_MgNE.dtype)
+
+
+def focus_on(features_MgNE: Tensor, power: float) -> Tensor:
+    """Return what makes attention count places and times by how much they move, float32[M, g * N], to add to scores.
+
+    Weights are `(amount + 0.1) ** power` over their mean, with the amount of `motion_of`: in a still clip all count
+    alike.
+    """
+    amount_MgN = motion_of(features_MgNE.float())[..., 0]
+    weights_MT = ((amount_MgN + 0.1) ** power).flatten(1)
+    return (weights_MT / weights_MT.mean(1, keepdim=True)).log()
 
 
 def waves(count: int, width: int, fastest: float) -> Tensor:

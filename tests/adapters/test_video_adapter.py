@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapters.video import Aggregator, VideoAdapter, at_times, motion_of
+from adapters.video import Aggregator, VideoAdapter, at_times, focus_on, motion_of
 from mm_llama.build import build, compose_config, resolve
 
 
@@ -119,6 +119,37 @@ def test_motion_is_zero_in_a_still_clip_and_in_units_of_its_mean_else() -> None:
     assert float(amount.square().mean()) == pytest.approx(1, abs=1e-3)
     assert torch.allclose(signed, amount * torch.tensor([-0.75, -0.25, 0.25, 0.75])[:, None])
     assert torch.allclose(motion_of(moving), motion_of(10 * moving), atol=1e-4)
+
+
+def test_focus_weighs_tokens_by_the_power_of_their_motion() -> None:
+    clips = torch.randn(2, 4, 6, 12, generator=torch.Generator().manual_seed(1))
+    amount_MT = motion_of(clips)[..., 0].flatten(1)
+    weights_MT = focus_on(clips, 3.0).exp()
+    assert torch.allclose(weights_MT.mean(1), torch.ones(2))
+    ratio = (amount_MT[:, 3] + 0.1) / (amount_MT[:, 7] + 0.1)
+    assert torch.allclose(weights_MT[:, 3] / weights_MT[:, 7], ratio**3)
+
+
+@torch.no_grad()
+def test_focus_changes_nothing_in_a_still_clip_and_makes_what_stands_still_count_less_in_others() -> None:
+    plain, focused = aggregator(), aggregator(content_focus=3.0)
+    generator = torch.Generator().manual_seed(1)
+    still = torch.randn(1, 1, 6, 12, generator=generator).expand(-1, 4, -1, -1)
+    assert torch.allclose(plain(still), focused(still), atol=1e-6)
+    moving = still.clone()
+    moving[:, 1, 2] += torch.randn(12, generator=generator)
+    ground = moving.clone()
+    ground[:, :, 3:] += torch.randn(3, 12, generator=generator)  # another background, as still as the first
+    change = {made: float((made(ground) - made(moving)).norm()) for made in (plain, focused)}
+    assert 0 < change[focused] < change[plain] / 2
+    thing = moving.clone()
+    thing[:, 1, 2] += torch.randn(12, generator=generator)
+    assert (focused(thing) - focused(moving)).norm() > 2 * (plain(thing) - plain(moving)).norm()
+
+
+def test_a_negative_focus_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"content_focus is -1, expected 0 \(off\) or a power above it"):
+        aggregator(content_focus=-1)
 
 
 def test_every_weight_of_the_aggregator_gets_a_gradient() -> None:
