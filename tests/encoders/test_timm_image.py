@@ -18,8 +18,10 @@ def make(name=VIT, **options):
 
 
 def pixels(encoder, num=2):
+    """Pixels in the layout that the encoder gives its model: in another one some processors sum in another order."""
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(num, 3, *encoder.image_size, generator=generator)
+    drawn = torch.randn(num, 3, *encoder.image_size, generator=generator)
+    return drawn.contiguous(memory_format=torch.channels_last)
 
 
 def picture(width, height, seed=0):
