@@ -58,7 +58,7 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     config.pop("hydra", None)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    choose_dtype(config["dtype"], config["device"])
+    choose_dtype(config["dtype"], config["device"])  # a wrong name ends here, before anything is read
     stage, optim = config["stage"], config["optim"]
     if not config["data"].get("train"):
         raise ValueError(

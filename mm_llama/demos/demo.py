@@ -51,9 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     keep_freed_memory()
     out = Path(args.out)
+    from mm_llama.dtypes import choose_dtype, dtype_name
+
     demo = Demo(out)
     command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
-    demo.say_how_long()
+    dtype = dtype_name(choose_dtype("auto"))
+    _say(f"computing in {dtype}; what is done is kept if you stop, and the same command goes on")
     runs: list[Path] = []
     for name, experiment in STAGES.items():
         init = [f"stage.init.image={runs[-1]}"] if runs else []
@@ -79,19 +82,10 @@ class Demo:
         self.started = datetime.now(UTC)
         self.state: dict[str, Any] = _read(out / "phases.json")
 
-    def say_how_long(self) -> None:
-        """Say what this machine computes in, and what that means in minutes, where nothing is trained yet."""
-        from mm_llama.dtypes import choose_dtype, dtype_name
-
-        if not self.state:
-            dtype = dtype_name(choose_dtype("auto"))
-            minutes = {"float32": 47, "bfloat16": 18}[dtype]  # measured; the README has the parts
-            _say(f"computing in {dtype}: two cores took {minutes} minutes; what is done is kept if you stop")
-
     def train(self, name: str, experiment: str, overrides: list[str], beside: Path | None = None) -> Path:
         """Train one stage, or continue, or find it trained; return its run folder.
 
-        Another recipe is not the same stage, and what was trained beside an adapter is trained anew when that one is.
+        A stage is found trained for one recipe and, where it stands beside an adapter, for that adapter alone.
         """
         from mm_llama.build import compose_config, resolve
         from mm_llama.stage_run import run_stage

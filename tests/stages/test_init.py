@@ -151,9 +151,12 @@ def test_making_features_in_any_dtype_leaves_the_weights_as_they_were(computed_i
     monkeypatch.setattr("mm_llama.stage_run.choose_dtype", lambda *_: computed_in)
     model = make_model()
     before = tensors(model, ENCODER)
+    seen = []
+    model.encoder_of("image").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     reader = MediaReader(model, [ADAPTER], folder=tmp_path)
     picture = Image.new("RGB", (20, 20), "red")
     reader.encode("image", [MediaRef("image", 0, picture, "red")], reader.caches["image"])
+    assert set(seen) == {computed_in}
     assert reader.caches["image"].get("red").dtype == torch.bfloat16
     assert same(tensors(model, ENCODER), before)
 
