@@ -152,7 +152,9 @@ def test_making_features_in_any_dtype_leaves_the_weights_as_they_were(computed_i
     model = make_model()
     before = tensors(model, ENCODER)
     seen = []
-    model.encoder_of("image").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    model.encoder_of("image").register_forward_pre_hook(
+        lambda encoder, inputs: seen.extend((inputs[0].dtype, next(encoder.parameters()).dtype))
+    )
     reader = MediaReader(model, [ADAPTER], folder=tmp_path)
     picture = Image.new("RGB", (20, 20), "red")
     reader.encode("image", [MediaRef("image", 0, picture, "red")], reader.caches["image"])
