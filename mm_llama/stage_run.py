@@ -276,11 +276,11 @@ def _loader(config: Mapping[str, Any], sources: list[Source], chat: ChatFormat, 
 
 
 def batches_of(samples: list[Sample], media: MediaReader, batch_size: int = EVAL_BATCH) -> Iterator[Batch]:
-    """Collate samples in order of length, for evaluation."""
+    """Collate samples in order of length, for evaluation, on the device of the model."""
     order = sorted(range(len(samples)), key=lambda index: (samples[index].num_tokens, index))
     for start in range(0, len(order), batch_size):
         chosen = [samples[index] for index in order[start : start + batch_size]]
-        yield collate(chosen, media.load_media, encoded=media.encoded)
+        yield collate(chosen, media.load_media, encoded=media.encoded).to(media.model.device)
 
 
 def _evaluation(

@@ -11,11 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mm_llama.build import compose_config, load_model, resolve
+from mm_llama.build import build_model, compose_config, load_model, resolve
 from mm_llama.core.chat import messages_from_dicts
+from mm_llama.data.media import KEYS
+from mm_llama.data.samples import make_sample
+from mm_llama.data.sources import JsonlChat
 from mm_llama.generation.engine import generate
 from mm_llama.paths import conf_dir
-from mm_llama.stage_run import StageResult, run_stage
+from mm_llama.stage_run import MediaReader, StageResult, batches_of, run_stage
 
 NAMES = sorted(
     file.stem for file in (conf_dir() / "modality" / "video").glob("*.yaml") if file.stem != "none"
@@ -139,3 +142,26 @@ def test_video_modality_composes_and_its_widths_come_from_their_owners(name: str
     adapter = data["modality"]["video"]["adapter"]
     assert adapter["encoder_dim"] == data["modality"]["image"]["encoder"]["dim"]
     assert adapter["dim"] == data["core"]["numbers"]["dim"]
+
+
+def test_held_out_rows_come_to_the_device_of_the_model(chats: Path) -> None:
+    parts = ["core=tiny", "modality/image=tiny", "modality/video=tiny", "modality.video.num_frames=4"]
+    config = resolve(compose_config("train", ["stage=video_pretrain", "stage.init.image=none", *parts]))
+    model, _, chat = build_model(config)
+    source = JsonlChat(chats)
+    samples = [make_sample(source.row(index), chat, media_keys=KEYS) for index in range(len(source))]
+    media = MediaReader(model, cache_features=False)
+    for device in ("cpu", "meta"):  # a device with no more than shapes, which every machine has
+        model.to(device)
+        (batch,) = batches_of(samples, media)
+        assert batch.targets_BS is not None
+        held = [batch.tokens_BS, batch.lengths_B, batch.targets_BS]
+        held += [item for kind in ("image", "video") for item in batch.media[kind].items]
+        assert {tensor.device.type for tensor in held} == {device}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_stage_trains_and_evaluates_on_a_gpu(run: Callable[..., StageResult], chats: Path) -> None:
+    held_out = f"data.eval=[{{_target_: mm_llama.data.sources.JsonlChat, path: {chats}}}]"
+    result = run("image_pretrain", "modality.video.num_frames=4", held_out, "device=cuda", "dtype=auto")
+    assert "eval.answers" in result.final and result.final["step"] == 2
