@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_llama.core.products import linear
+
 # Above this many scores per head the fused kernel wins; below it, explicit products are faster on a CPU
 # (its backward above all) and give the same bits whatever the batch holds.
 _FUSED_SCORES = 512 * 512
@@ -37,7 +39,7 @@ class Linear(nn.Linear):
             weight = weight.to(x.dtype)
         if bias is not None and bias.dtype != x.dtype:
             bias = bias.to(x.dtype)
-        return F.linear(x, weight, bias)
+        return linear(x, weight) if bias is None else F.linear(x, weight, bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # What is moved or cast is no longer a part of the joined weights, which would stay behind in memory.
@@ -125,7 +127,7 @@ class FeedForward(nn.Module):
         weight = joined((self.gate, self.up))
         if weight is None:
             return self.down(F.silu(self.gate(x)) * self.up(x))
-        gate, up = F.linear(x, weight.to(x.dtype)).chunk(2, dim=-1)
+        gate, up = linear(x, weight.to(x.dtype)).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -148,7 +150,10 @@ def attend(q_BHSd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, mask_BST: Tensor | No
         return F.scaled_dot_product_attention(q_BHSd, k_BKTd, v_BKTd, attn_mask=mask, enable_gqa=K != H)
     # Queries of the heads that share a KV head lie side by side, so no key is copied.
     q = (q_BHSd * (1.0 / math.sqrt(d))).reshape(B, K, (H // K) * S, d)
-    scores = torch.matmul(q, k_BKTd.transpose(-1, -2)).float()
+    if S == 1:  # keys first: products of many rows with a few columns are the faster ones
+        scores = torch.matmul(k_BKTd, q.transpose(-1, -2)).transpose(-1, -2).float()
+    else:
+        scores = torch.matmul(q, k_BKTd.transpose(-1, -2)).float()
     if mask_BST is not None:
         scores = scores.view(B, K, H // K, S, T).masked_fill(~mask_BST[:, None, None], float("-inf"))
     weights = torch.softmax(scores, dim=-1).to(v_BKTd.dtype).view(B, K, (H // K) * S, T)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mm_llama.core.cache import KVCache, Slots
 from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, joined, merge_heads, split_heads
 from mm_llama.core.packed import Documents, attend_documents, find_documents
+from mm_llama.core.products import linear
 
 Between = Callable[[int, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
@@ -183,7 +183,7 @@ class Llama(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Project float[..., D] to float32 logits [..., V] with the output head or the tied embedding."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight.to(hidden.dtype)).float()
+        return linear(hidden, weight.to(hidden.dtype)).float()
 
     def rope(self, positions_BS: Tensor) -> Rope:
         """Return cosines and signed sines (`rotate`), float32[B, 1, S, d], in the half-split form."""
@@ -229,7 +229,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(split_heads(self.q(x_BSD), H), rope), rotate(split_heads(self.k(x_BSD), K), rope)
             v = split_heads(self.v(x_BSD), K)
         else:
-            heads = split_heads(F.linear(x_BSD, weight.to(x_BSD.dtype)), H + 2 * K)
+            heads = split_heads(linear(x_BSD, weight.to(x_BSD.dtype)), H + 2 * K)
             q, k = rotate(heads[:, : H + K], rope).split((H, K), dim=1)
             v = heads[:, H + K :]
         if slots is not None:
