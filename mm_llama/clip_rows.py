@@ -42,6 +42,16 @@ def clip_sources(
     return build(rows), build({**rows, "middle_frame": True}), train
 
 
+def shipped_clips(name: str) -> Source:
+    """Return the rows that conf/data/NAME.yaml holds out."""
+    from mm_llama.build import build, compose_config, resolve
+
+    source: Source = build(
+        resolve(compose_config("train", ["stage=none", f"data={name}"]))["data"]["eval"][0]
+    )
+    return source
+
+
 def _trained_on(recipe: str, adapters: Sequence[str | Path]) -> dict[str, Any] | None:
     from mm_llama.stages.checkpoint import read_run_config
 

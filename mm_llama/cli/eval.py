@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     clips = tasks.add_parser("clips", help="questions about clips, beside one frame and other clips")
     clips.add_argument(
-        "--data", default="motion", help="motion, emoji_clips, or a JSONL chat file (default: %(default)s)"
+        "--data",
+        default="motion",
+        help="motion, emoji_clips, real_clips, or a JSONL chat file (default: %(default)s)",
     )
     clips.add_argument("--split", default="test", help="test or holdout (default: %(default)s)")
     clips.add_argument(
@@ -73,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument("--sprites", help="of motion: openmoji, tuxpaint, ... (default: as trained)")
     clips.add_argument("--frames", help="accuracy with these numbers of frames as well, for example 4,8,16")
     clips.add_argument("--no-baselines", action="store_true", help="ask with the clip alone")
+    clips.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="print N questions with answer and truth (default: all of real_clips, else none)",
+    )
     captions = tasks.add_parser(
         "captions", help="right against wrong picture by likelihood, captions written"
     )
@@ -155,7 +164,7 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
     _needs_adapter(args)
     numbers = _numbers(args.frames) if args.frames else []
     model, tokenizer, chat = _load(args)
-    from mm_llama.clip_rows import clip_sources
+    from mm_llama.clip_rows import clip_sources, shipped_clips
     from mm_llama.data.sources import JsonlChat
     from mm_llama.eval.clips import accuracy_by_frames, confusion, evaluate_clips
     from mm_llama.stage_run import prepared
@@ -166,8 +175,11 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
             args.data, args.split, args.adapter, types=args.types, sprites=args.sprites
         )
     else:
-        clips, middle, trained = JsonlChat(args.data), None, None
-    baselines = not args.no_baselines
+        clips = shipped_clips(args.data) if args.data == "real_clips" else JsonlChat(args.data)
+        middle, trained = None, None
+    # Of a few clips that are there to be looked at, shares would say nothing.
+    look = args.data == "real_clips"
+    baselines = not (args.no_baselines or look)
     result = evaluate_clips(
         model,
         tokenizer,
@@ -189,13 +201,24 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         result.write(args.out, args.out.with_name(f"{args.out.stem}_answers.jsonl"))
     if not args.json:
-        _print_table(result.table())
+        if not look:
+            _print_table(result.table())
+        _show_answers(result, len(result.questions) if look and args.show is None else args.show or 0)
         print(f"{len(result.questions):,} questions in {result.seconds['model']:.1f} s, features cached")
         for row in found.get("frames", []):
             print(
                 f"{row['frames']:3d} frames: {100 * row['accuracy']:.1f} ± {100 * row['half_width_95']:.1f} %"
             )
     return found
+
+
+def _show_answers(result: Any, count: int) -> None:
+    for record in islice(result.records(), count):
+        mark = "right" if record["correct"] else "wrong"
+        print(f"{Path(str(record['image'])).name}: {record['question']}")
+        print(
+            f"  {mark:5}  {record['answer']}" + ("" if record["correct"] else f"  (truth: {record['truth']})")
+        )
 
 
 def _numbers(text: str) -> list[int]:

