@@ -334,12 +334,8 @@ class ResamplerLayer(nn.Module):
         normed = self.attention_norm(latents_MLW)
         read = torch.cat((tokens_MTW, normed), dim=1)
         q, k, v = (split_heads(part, self.num_heads) for part in (self.q(normed), self.k(read), self.v(read)))
-        if focus_MT is None:
-            attended = attend(q, k, v, None)
-        else:
-            scores_M11T = F.pad(focus_MT, (0, latents_MLW.shape[1])).to(q.dtype)[:, None, None]
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=scores_M11T)
-        latents_MLW = latents_MLW + self.o(merge_heads(attended))
+        added_M1T = None if focus_MT is None else F.pad(focus_MT, (0, latents_MLW.shape[1]))[:, None]
+        latents_MLW = latents_MLW + self.o(merge_heads(attend(q, k, v, None, added_M1T)))
         return latents_MLW + self.feed_forward(self.feed_forward_norm(latents_MLW))
 
 

@@ -131,22 +131,31 @@ class FeedForward(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-def attend(q_BHSd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, mask_BST: Tensor | None) -> Tensor:
+def attend(
+    q_BHSd: Tensor,
+    k_BKTd: Tensor,
+    v_BKTd: Tensor,
+    mask_BST: Tensor | None,
+    added_BST: Tensor | None = None,
+) -> Tensor:
     """Grouped-query attention; returns float[B, H, S, d].
 
     `mask_BST` is bool, True where a query may see a key (first axis 1 or B); None lets every query see every
-    key. A query must see at least one key: rows with nothing to see are the caller's to leave out. Softmax is
-    float32 whatever the dtype.
+    key. A query must see at least one key: rows with nothing to see are the caller's to leave out. `added_BST`
+    float32 is added to the scores of all heads (first axis B, second 1 or S). Softmax is float32 whatever the dtype.
     """
     B, H, S, d = q_BHSd.shape
     K, T = k_BKTd.shape[1], k_BKTd.shape[2]
-    if S == 1 and T <= _ONE_QUERY and not q_BHSd.is_cuda:
+    if S == 1 and T <= _ONE_QUERY and added_BST is None and not q_BHSd.is_cuda:
         # The heads that share a KV head are queries of one head here: no key is copied.
         mask = None if mask_BST is None else mask_BST[:, None]
         out = F.scaled_dot_product_attention(q_BHSd.view(B, K, H // K, d), k_BKTd, v_BKTd, attn_mask=mask)
         return out.view(B, H, 1, d)
     if q_BHSd.is_cuda or S * T > _FUSED_SCORES:
         mask = None if mask_BST is None else mask_BST[:, None]
+        if added_BST is not None:
+            added = added_BST[:, None].to(q_BHSd.dtype)
+            mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
         return F.scaled_dot_product_attention(q_BHSd, k_BKTd, v_BKTd, attn_mask=mask, enable_gqa=K != H)
     # Queries of the heads that share a KV head lie side by side, so no key is copied.
     q = (q_BHSd * (1.0 / math.sqrt(d))).reshape(B, K, (H // K) * S, d)
@@ -154,8 +163,11 @@ def attend(q_BHSd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, mask_BST: Tensor | No
         scores = torch.matmul(k_BKTd, q.transpose(-1, -2)).transpose(-1, -2).float()
     else:
         scores = torch.matmul(q, k_BKTd.transpose(-1, -2)).float()
+    scores = scores.view(B, K, H // K, S, T)
+    if added_BST is not None:
+        scores = scores + added_BST[:, None, None]
     if mask_BST is not None:
-        scores = scores.view(B, K, H // K, S, T).masked_fill(~mask_BST[:, None, None], float("-inf"))
+        scores = scores.masked_fill(~mask_BST[:, None, None], float("-inf"))
     weights = torch.softmax(scores, dim=-1).to(v_BKTd.dtype).view(B, K, (H // K) * S, T)
     return torch.matmul(weights, v_BKTd).view(B, H, S, d)
 

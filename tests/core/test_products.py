@@ -87,3 +87,21 @@ def test_one_query_over_many_keys_is_the_softmax_written_out(T: int, masked: boo
                 scores = scores.masked_fill(~mask[b, 0], float("-inf"))
             expected = scores.softmax(0) @ v[b, h // (H // K)].double()
             torch.testing.assert_close(got[b, h, 0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("S", "T"), [(1, 40), (7, 40), (520, 520)]
+)  # one query, explicit products, the fused kernel
+def test_what_is_added_to_scores_counts_in_every_head(S: int, T: int, masked: bool) -> None:
+    B, H, K, d = 2, 4, 2, 16
+    q, k, v = randn(B, H, S, d), randn(B, K, T, d, seed=1), randn(B, K, T, d, seed=2)
+    added = 2 * randn(B, 1, T, seed=4)
+    mask = (randn(B, S, T, seed=3) > 0) if masked else None
+    got = attend(q, k, v, mask, added)
+    every = torch.arange(H) // (H // K)
+    scores = (q.double() @ k[:, every].double().transpose(-1, -2)) / d**0.5 + added[:, None].double()
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    expected = scores.softmax(-1) @ v[:, every].double()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
