@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,32 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the training stage")
     args = parser.parse_args(argv)
+    command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
+    try:
+        _run(args, command)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MM_LLAMA_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(args: argparse.Namespace, command: str) -> None:
     keep_freed_memory()
     out = Path(args.out)
     from mm_llama.dtypes import choose_dtype, dtype_name
 
     demo = Demo(out)
-    command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
     dtype = dtype_name(choose_dtype("auto"))
     _say(f"computing in {dtype}; what is done is kept if you stop, and the same command goes on")
     runs: list[Path] = []
     for name, experiment in STAGES.items():
-        init = [f"stage.init.image={runs[-1]}"] if runs else []
-        runs.append(demo.train(name, experiment, [*init, *args.overrides]))
+        before = runs[-1] if runs else None
+        init = [f"stage.init.image={before}"] if before else []
+        runs.append(demo.train(name, experiment, [*init, *args.overrides], after=before))
     run = runs[-1]
-    video = demo.train("video", "demo_video", [f"stage.init.image={run}", *args.overrides], beside=run)
+    video = demo.train("video", "demo_video", [f"stage.init.image={run}", *args.overrides], after=run)
     demo.vqa(run, args.questions)
     demo.clips(video, args.questions)
     demo.proof([run, video], args.mmlu)
@@ -70,7 +83,6 @@ def main(argv: list[str] | None = None) -> int:
     demo.real_clips(video)
     page = demo.report([*runs, video], command)
     demo.farewell(run, video, page)
-    return 0
 
 
 class Demo:
@@ -82,10 +94,11 @@ class Demo:
         self.started = datetime.now(UTC)
         self.state: dict[str, Any] = _read(out / "phases.json")
 
-    def train(self, name: str, experiment: str, overrides: list[str], beside: Path | None = None) -> Path:
+    def train(self, name: str, experiment: str, overrides: list[str], after: Path | None = None) -> Path:
         """Train one stage, or continue, or find it trained; return its run folder.
 
-        A stage is found trained for one recipe and, where it stands beside an adapter, for that adapter alone.
+        A stage is found trained, or goes on, for one recipe and what the stage before it came to. A run of another
+        recipe, or after another adapter, is moved aside, not lost.
         """
         from mm_llama.build import compose_config, resolve
         from mm_llama.stage_run import run_stage
@@ -95,9 +108,10 @@ class Demo:
         )
         recipe = json.dumps(resolve(cfg), sort_keys=True, default=str)
         digest = hashlib.sha256(recipe.encode()).hexdigest()
-        option = ":".join([experiment, digest, *([_adapter_id(beside)] if beside else [])])
+        option = ":".join([experiment, digest, *([_adapter_id(after)] if after else [])])
         if self._done(name, self.out / name, option):
             return self.out / name
+        self._begin(name, option)
         kind = "video" if name == "video" else "image"
         _say(f"stage {name}: training the {kind} adapter on the frozen core")
         began = time.perf_counter()
@@ -260,6 +274,7 @@ class Demo:
                 {"name": names[key], "seconds": phase["seconds"], "detail": phase["detail"]}
                 for key, phase in self.state.items()
                 if key in names
+                if key in names
             ],
             "training_seconds": 60 * sum(part.get("minutes", 0.0) for part in summaries),
             "config": config.read_text("utf-8"),
@@ -303,6 +318,22 @@ class Demo:
             _say(f"{phase}: reused, the adapter is the same")
         return bool(same)
 
+    def _begin(self, name: str, option: str) -> None:
+        """Note what a stage is trained for; a folder that was begun for something else makes way."""
+        folder, begun = self.out / name, self.state.setdefault("begun", {})
+        known = begun.get(name, self.state.get(name, {}).get("option"))
+        if folder.exists() and known != option:
+            aside = next(path for n in count(1) if not (path := folder.with_name(f"{name}.{n}")).exists())
+            folder.rename(aside)
+            _say(
+                f"{name}: its recipe, or the stage before it, is another than that of {folder}; kept as {aside}"
+            )
+        begun[name] = option
+        self._save()
+
+    def _save(self) -> None:
+        (self.out / "phases.json").write_text(json.dumps(self.state, indent=2) + "\n", "utf-8")
+
     def _keep(self, phase: str, run: Path, seconds: float, detail: str, option: int | str = 0) -> None:
         self.state[phase] = {
             "adapter": _adapter_id(run),
@@ -310,7 +341,7 @@ class Demo:
             "seconds": round(seconds, 1),
             "detail": detail,
         }
-        (self.out / "phases.json").write_text(json.dumps(self.state, indent=2) + "\n", "utf-8")
+        self._save()
 
 
 def _adapter_id(run: Path) -> str:

@@ -44,6 +44,50 @@ def test_a_stage_is_trained_once_for_each_recipe(
     longer = [*recipe, "stage.num_steps=2"]
     Demo(tmp_path / "demo").train("image", "none", longer)
     assert steps(run) == 2
+    # Nothing of the run that made way is lost, and what is begun anew is told apart once more.
+    assert steps(run.with_name("image.1")) == 1
+    assert f"kept as {run.with_name('image.1')}" in capsys.readouterr().err
+    Demo(tmp_path / "demo").train("image", "none", [*longer, "optim.lr=1e-4"])
+    assert steps(run.with_name("image.2")) == 2
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir() if path.is_dir()) == [
+        "image",
+        "image.1",
+        "image.2",
+    ]
+
+
+def test_a_stage_that_was_stopped_goes_on(recipe: list[str], tmp_path: Path) -> None:
+    import signal
+    import threading
+
+    from mm_llama.stages import loop
+
+    demo, saved = Demo(tmp_path / "demo"), loop.save_checkpoint
+    long = [*recipe, "stage.num_steps=6", "stage.save_every=2"]
+
+    def stop_once(*arguments: object, **options: object) -> Path:
+        loop.save_checkpoint = saved
+        signal.raise_signal(signal.SIGTERM)
+        return saved(*arguments, **options)  # type: ignore[arg-type]
+
+    assert threading.current_thread() is threading.main_thread()
+    loop.save_checkpoint = stop_once
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            demo.train("image", "none", long)
+    finally:
+        loop.save_checkpoint = saved
+    assert stopped.value.code == 75
+    run = Demo(tmp_path / "demo").train("image", "none", long)
+    assert steps(run) == 6 and not run.with_name("image.1").exists()
+
+
+def test_what_a_demo_cannot_do_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mm_llama.demos.demo import main
+
+    assert main(["--out", str(tmp_path / "demo"), "dtype=float8"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: dtype is 'float8'")
 
 
 def test_a_stage_is_not_taken_as_trained_when_the_adapter_beside_it_is_another(
@@ -51,11 +95,11 @@ def test_a_stage_is_not_taken_as_trained_when_the_adapter_beside_it_is_another(
 ) -> None:
     demo = Demo(tmp_path / "demo")
     first = demo.train("first", "none", recipe)
-    demo.train("second", "none", recipe, beside=first)
+    demo.train("second", "none", recipe, after=first)
     demo.train("first", "none", [*recipe, "stage.num_steps=2"])
     capsys.readouterr()
-    demo.train("second", "none", recipe, beside=first)
+    demo.train("second", "none", recipe, after=first)
     assert "stage second: training" in capsys.readouterr().err
     capsys.readouterr()
-    demo.train("second", "none", recipe, beside=first)
+    demo.train("second", "none", recipe, after=first)
     assert "second: reused" in capsys.readouterr().err
