@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -76,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument("--sprites", help="of motion: openmoji, tuxpaint, ... (default: as trained)")
     clips.add_argument("--frames", help="accuracy with these numbers of frames as well, for example 4,8,16")
     clips.add_argument("--no-baselines", action="store_true", help="ask with the clip alone")
+    clips.add_argument(
+        "--time",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ask the first N questions one by one as well, nothing cached, and tell the median seconds",
+    )
     clips.add_argument(
         "--show",
         type=int,
@@ -166,7 +174,7 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer, chat = _load(args)
     from mm_llama.clip_rows import clip_sources, shipped_clips
     from mm_llama.data.sources import JsonlChat
-    from mm_llama.eval.clips import accuracy_by_frames, confusion, evaluate_clips
+    from mm_llama.eval.clips import accuracy_by_frames, confusion, evaluate_clips, seconds_alone
     from mm_llama.stage_run import prepared
 
     prepare = partial(prepared, model)
@@ -198,6 +206,11 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
         found["frames"] = accuracy_by_frames(
             model, tokenizer, chat, clips, prepare, numbers, limit=args.limit
         )
+    if args.time:
+        # One more where there is one, for what happens once.
+        alone = seconds_alone(model, chat, result.questions[: args.time + 1])
+        alone = alone[1:] or alone
+        found["seconds_alone"] = {"questions": len(alone), "median": statistics.median(alone)}
     if args.out:
         result.write(args.out, args.out.with_name(f"{args.out.stem}_answers.jsonl"))
     if not args.json:
@@ -205,6 +218,11 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
             _print_table(result.table())
         _show_answers(result, len(result.questions) if look and args.show is None else args.show or 0)
         print(f"{len(result.questions):,} questions in {result.seconds['model']:.1f} s, features cached")
+        if args.time:
+            print(
+                f"one by one, nothing cached: {found['seconds_alone']['median']:.2f} s a question "
+                f"(median of {found['seconds_alone']['questions']})"
+            )
         for row in found.get("frames", []):
             print(
                 f"{row['frames']:3d} frames: {100 * row['accuracy']:.1f} ± {100 * row['half_width_95']:.1f} %"

@@ -15,7 +15,8 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.collate import LoadMedia
 from mm_llama.data.sources import Source
 from mm_llama.eval.vqa import evaluate_vqa, read_questions
-from mm_llama.eval.vqa_result import SIDES, VQAResult, normalise
+from mm_llama.eval.vqa_result import SIDES, Question, VQAResult, normalise
+from mm_llama.generation.engine import generate
 from mm_llama.model import MultimodalLlama
 
 Say = Callable[[str, int, int], None]
@@ -103,6 +104,22 @@ def accuracy_by_frames(
             | {"answer_seconds": result.seconds["model"], "encode_seconds": encode_seconds}
         )
     return rows
+
+
+def seconds_alone(
+    model: MultimodalLlama, chat: ChatFormat, questions: Sequence[Question], *, max_new_tokens: int = 8
+) -> list[float]:
+    """Ask one question after the other, clip and all, and return the wall time of each.
+
+    Nothing is cached: a clip is opened, its frames go through the encoder, the answer is generated.
+    """
+    seconds = []
+    for question in questions:
+        start = time.perf_counter()
+        prompt = chat.render(question.prompt, open_assistant=True)
+        generate(model, [prompt], max_new_tokens=max_new_tokens, stop=chat.stop)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def confusion(result: VQAResult, kind: str) -> dict[str, dict[str, int]]:

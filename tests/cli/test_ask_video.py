@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -242,8 +243,11 @@ def test_answers_are_shown_beside_the_truth(
         "  wrong  blue  (truth: pink)",
     ]
     assert lines[start + 4].startswith("3 questions in ")
-    assert evaluate(video_run, "--data", file, "--no-baselines") == 0
-    assert QUESTION not in capsys.readouterr().out
+    assert evaluate(video_run, "--data", file, "--no-baselines", "--time", "1") == 0
+    printed = capsys.readouterr().out
+    assert QUESTION not in printed
+    timed = re.search(r"one by one, nothing cached: (\d+\.\d\d) s a question \(median of 1\)", printed)
+    assert timed and float(timed[1]) < 60
 
 
 def test_real_clips_are_answered_one_by_one(
