@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mm_llama.data.decode import IMAGE_FORMATS, image_key, kind_of, open_image
+from mm_llama.data.files import Wanted, digest_of, open_file, opened
 from mm_llama.data.video_limits import (
     MAX_BYTES,
     MAX_DECODED,
@@ -48,7 +48,7 @@ HEAD_BYTES = 4096
 _EXPECTED = "expected an MP4, MOV, WebM, MKV or AVI clip, or an animated GIF or WebP"
 _SOUND = ("MP3", "AAC", "FLAC", "WAV", "Ogg")
 _QUICKTIME = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # of files from before there was ftyp
-_CHUNK = 1 << 20
+_CLIP = Wanted("clip", "a path, bytes or a list of PIL pictures", _EXPECTED, VIDEO_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,14 @@ def probe_clip(
 
 def video_key(source: str | Path | bytes | Sequence[Image.Image], *, max_bytes: int = MAX_BYTES) -> str:
     """Content identity "sha256:...": of the file's bytes, or of the sizes and pixels of PIL pictures in order."""
-    digest = hashlib.sha256()
     if isinstance(source, (list, tuple)):
         _check_pictures(source, Limits())
+        digest = hashlib.sha256()
         for picture in source:
             digest.update(image_key(picture).encode())
         return "sha256:" + digest.hexdigest()
-    with _file(source, max_bytes) as (_, file):
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return "sha256:" + digest.hexdigest()
+    with opened(source, _CLIP, max_bytes) as (_, file):
+        return "sha256:" + digest_of(file)
 
 
 def medium_of(source: str | Path | bytes) -> str:
@@ -143,7 +141,7 @@ def medium_of(source: str | Path | bytes) -> str:
     The name's ending plays no part. Animated GIF and WebP are videos, damaged ones images. Raises as `open_clip`
     does where there is no file to look at.
     """
-    with _open_file(source) if isinstance(source, (str, Path)) else io.BytesIO(source) as file:
+    with open_file(source, _CLIP) if isinstance(source, (str, Path)) else io.BytesIO(source) as file:
         head = file.read(HEAD_BYTES)
         container = container_of(head)
         if container in ("gif", "webp"):
@@ -192,7 +190,7 @@ def _named(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(source: Any, max_bytes: int) -> Iterator[tuple[str, BinaryIO, str]]:
     """(name for messages, file, container) of what begins like a clip."""
-    with _file(source, max_bytes) as (name, file):
+    with opened(source, _CLIP, max_bytes) as (name, file):
         head = file.read(HEAD_BYTES)
         container = container_of(head)
         if not container:
@@ -203,41 +201,6 @@ def _opened(source: Any, max_bytes: int) -> Iterator[tuple[str, BinaryIO, str]]:
                 raise ValueError(f"{name} is sound ({kind}); {_EXPECTED}")
             raise ValueError(f"{name} holds {kind}; {_EXPECTED}")
         yield name, file, container
-
-
-@contextlib.contextmanager
-def _file(source: Any, max_bytes: int) -> Iterator[tuple[str, BinaryIO]]:
-    """(name for messages, open file): decoders never see a path, so no path can mean more than a file."""
-    file: BinaryIO
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name, file = f"a clip given as {len(source):,} bytes", io.BytesIO(source)
-    elif isinstance(source, (str, Path)):
-        name, file = str(source), _open_file(source)
-    else:
-        raise ValueError(f"a clip is a path, bytes or a list of PIL pictures, not {type(source).__name__}")
-    with file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        if not size:
-            raise ValueError(f"{name} is empty; {_EXPECTED}")
-        if size > max_bytes:
-            raise ValueError(f"{name} has {size:,} bytes, more than the limit of {max_bytes:,} (max_bytes)")
-        yield name, file
-
-
-def _open_file(source: str | Path) -> BinaryIO:
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-        raise ValueError(f"{source[:60]} is an address; download the clip and give its path")
-    path = Path(source)
-    if path.is_dir():
-        clips = sorted(p.name for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
-        hint = f", for example {path / clips[0]}" if clips else ""
-        raise ValueError(f"{path} is a folder; give one clip{hint}")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no clip at {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file; {_EXPECTED}")
-    return path.open("rb")
 
 
 # --- readers
