@@ -355,11 +355,25 @@ def _modalities_of_runs(
             raise ValueError(
                 f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
             )
+        _check_beside(run, name, start)
         parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
         runs[:0] = [*_parts_before(start), (start, "")]
     parts = sources | parts
     # Those that read another's encoder stand behind it, whatever the order in which they were given.
     return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
+
+
+def _check_beside(run: Path, name: str, start: Path) -> None:
+    """Raise ValueError where the run beside which another was trained has been trained anew since."""
+    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+
+    *before, _ = read_state(find_checkpoint(run))["lineage"]
+    found = read_state(find_checkpoint(start))["lineage"][-1]["adapter"]
+    if before and found not in {entry["adapter"] for entry in before}:
+        raise ValueError(
+            f"{run} was trained beside the {name} adapter of {start}, but that folder holds another one now, {found}: "
+            f"give the {name} run to attach as well, the one that it was trained beside if it is still there"
+        )
 
 
 def _parts_before(run: Path) -> list[tuple[Path, str]]:

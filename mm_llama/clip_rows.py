@@ -43,7 +43,7 @@ def clip_sources(
 
 
 def shipped_clips(name: str) -> Source:
-    """Return the rows that conf/data/NAME.yaml holds out."""
+    """Return the first rows that conf/data/NAME.yaml holds out."""
     from mm_llama.build import build, compose_config, resolve
 
     source: Source = build(

@@ -165,3 +165,19 @@ def test_a_stage_trains_and_evaluates_on_a_gpu(run: Callable[..., StageResult], 
     held_out = f"data.eval=[{{_target_: mm_llama.data.sources.JsonlChat, path: {chats}}}]"
     result = run("image_pretrain", "modality.video.num_frames=4", held_out, "device=cuda", "dtype=auto")
     assert "eval.answers" in result.final and result.final["step"] == 2
+
+
+def test_an_image_run_that_was_trained_anew_is_not_taken_for_the_one_it_was(
+    run: Callable[..., StageResult], image_run: Path
+) -> None:
+    first = run("video_pretrain", f"stage.init.image={image_run}", "modality.video.num_frames=4")
+    load_model("tiny", [first.run_dir])
+    kept = image_run.rename(image_run.with_name("kept"))
+    again = run("image_pretrain", "modality.video.num_frames=4", "seed=1").run_dir
+    assert again == image_run
+    with pytest.raises(
+        ValueError, match=f"beside the image adapter of {image_run}, but that folder holds another"
+    ):
+        load_model("tiny", [first.run_dir])
+    model, _, _ = load_model("tiny", [first.run_dir, kept])
+    assert list(model.modality) == ["image", "video"]

@@ -16,7 +16,7 @@ VERBS = {
         "train",
         "run one training stage (Hydra overrides; -m sweeps; the same command again continues)",
     ),
-    "eval": ("eval", "measure: vqa, captions, mmlu"),
+    "eval": ("eval", "measure: vqa, clips, captions, mmlu"),
     "average": ("average", "rank finished runs and average the weights of the best"),
     "bench": ("bench", "measure speed on this machine: image, video, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mm_llama.core.chat import ChatFormat
     from mm_llama.core.tokenizer import Tokenizer
     from mm_llama.data.sources import Source
+    from mm_llama.eval.vqa_result import VQAResult
     from mm_llama.model import MultimodalLlama
 
 EXAMPLES = """examples:
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="ask the first N questions one by one as well, nothing cached, and tell the median seconds",
+        help="after one to warm up, ask N questions one by one, nothing cached, and tell the median seconds",
     )
     clips.add_argument(
         "--show",
@@ -170,6 +171,13 @@ def _vqa(args: argparse.Namespace) -> dict[str, Any]:
 
 def _clips(args: argparse.Namespace) -> dict[str, Any]:
     _needs_adapter(args)
+    for name in ("time", "show"):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name} is {getattr(args, name)}, expected a number of questions")
+    if args.data not in ("motion", "emoji_clips"):
+        given = [f"--{name}" for name in ("types", "sprites") if getattr(args, name)]
+        if given:
+            raise ValueError(f"{' and '.join(given)}: of motion and emoji_clips, not of {args.data}")
     numbers = _numbers(args.frames) if args.frames else []
     model, tokenizer, chat = _load(args)
     from mm_llama.clip_rows import clip_sources, shipped_clips
@@ -230,10 +238,10 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _show_answers(result: Any, count: int) -> None:
+def _show_answers(result: VQAResult, count: int) -> None:
     for record in islice(result.records(), count):
         mark = "right" if record["correct"] else "wrong"
-        print(f"{Path(str(record['image'])).name}: {record['question']}")
+        print(f"{Path(record['image'] or record['source']).name}: {record['question']}")
         print(
             f"  {mark:5}  {record['answer']}" + ("" if record["correct"] else f"  (truth: {record['truth']})")
         )

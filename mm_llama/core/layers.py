@@ -142,7 +142,8 @@ def attend(
 
     `mask_BST` is bool, True where a query may see a key (first axis 1 or B); None lets every query see every
     key. A query must see at least one key: rows with nothing to see are the caller's to leave out. `added_BST`
-    float32 is added to the scores of all heads (first axis B, second 1 or S). Softmax is float32 whatever the dtype.
+    float32 is added to the scores of all heads (first axis B, second 1 or S). Softmax is float32 whatever the dtype;
+    only the fused kernel, on a GPU and for very many scores, rounds `added_BST` to it.
     """
     B, H, S, d = q_BHSd.shape
     K, T = k_BKTd.shape[1], k_BKTd.shape[2]

@@ -1,6 +1,6 @@
 """Matrix products as this processor does them best: what decoding spends most of its time on.
 
-Shapes: N outputs, K inputs.
+Shapes: Y outputs, X inputs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 _LONGEST_ROW = 2048
 
 
-def linear(x: Tensor, weight_NK: Tensor) -> Tensor:
-    """Map float[..., K] to float[..., N], as `torch.nn.functional.linear` does, but for the order of a sum.
+def linear(x: Tensor, weight_YX: Tensor) -> Tensor:
+    """Map float[..., X] to float[..., Y], as `torch.nn.functional.linear` does, but for the order of a sum.
 
     A single row in float32 is cut in halves where that is faster: the product of a matrix with one vector comes from
     the BLAS on one thread and slowly there, its product with two does not.
@@ -26,19 +26,22 @@ def linear(x: Tensor, weight_NK: Tensor) -> Tensor:
     if (
         not torch.compiler.is_compiling()
         and x.numel() == x.shape[-1] <= _LONGEST_ROW
-        and x.dtype == weight_NK.dtype == torch.float32
+        and x.dtype == weight_YX.dtype == torch.float32
         and x.is_cpu
         and halves_pay()
-        and type(weight_NK) in (Tensor, torch.nn.Parameter)
-        and weight_NK.is_contiguous()
+        and all(type(part) in (Tensor, torch.nn.Parameter) for part in (x, weight_YX))
+        and weight_YX.is_contiguous()
+        and weight_YX.ndim == 2
+        and x.shape[-1] == weight_YX.shape[1]
         and not x.shape[-1] % 2
+        and not torch.is_autocast_enabled("cpu")
     ):
-        N, K = weight_NK.shape
-        halves_2k = x.reshape(2, K // 2)
-        both_N4 = torch.mm(weight_NK.view(2 * N, K // 2), halves_2k.t()).view(N, 4)
+        Y, X = weight_YX.shape
+        halves_2h = x.reshape(2, X // 2)
+        both_Y4 = torch.mm(weight_YX.view(2 * Y, X // 2), halves_2h.t()).view(Y, 4)
         # Of each row's two halves times both of x: the first with the first, the second with the second.
-        return (both_N4[:, 0] + both_N4[:, 3]).view(*x.shape[:-1], N)
-    return F.linear(x, weight_NK)
+        return (both_Y4[:, 0] + both_Y4[:, 3]).view(*x.shape[:-1], Y)
+    return F.linear(x, weight_YX)
 
 
 @cache

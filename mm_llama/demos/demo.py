@@ -9,7 +9,6 @@ is reused by the next call while the adapter is the same.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -18,10 +17,13 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+
+from mm_llama.core.identity import write_text
+from mm_llama.demos.stage_folders import adapter_id, make_way, put_back, recipe_digest
 from mm_llama.malloc import keep_freed_memory
 
 # Pictures that the adapter was not made for: a shapes-and-colours adapter answers them as best it can, shown unedited.
@@ -53,11 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     command = "make demo" if argv is None and len(sys.argv) == 1 else "python -m mm_llama.demos.demo"
     try:
         _run(args, command)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HydraException) as error:
         if os.environ.get("MM_LLAMA_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
@@ -106,20 +108,25 @@ class Demo:
         cfg = compose_config(
             "train", [f"experiment={experiment}", f"runs={self.out}", f"name={name}", *overrides]
         )
-        recipe = json.dumps(resolve(cfg), sort_keys=True, default=str)
-        digest = hashlib.sha256(recipe.encode()).hexdigest()
-        option = ":".join([experiment, digest, *([_adapter_id(after)] if after else [])])
-        if self._done(name, self.out / name, option):
-            return self.out / name
-        self._begin(name, option)
+        config, folder = resolve(cfg), self.out / name
+        option = ":".join([experiment, recipe_digest(config), *([adapter_id(after)] if after else [])])
+        if self._done(name, folder, option):
+            return folder
+        aside = make_way(folder, config, after, _say)
         kind = "video" if name == "video" else "image"
         _say(f"stage {name}: training the {kind} adapter on the frozen core")
         began = time.perf_counter()
-        result = run_stage(cfg)
-        seconds = time.perf_counter() - began
-        detail = f"{result.minutes:.1f} min of it in the loop"
-        self._keep(name, result.run_dir, seconds, detail, option)
-        return result.run_dir
+        try:
+            result = run_stage(cfg)
+        except BaseException:
+            put_back(folder, aside)
+            raise
+        seconds, known = time.perf_counter() - began, self.state.get(name, {})
+        if known.get("adapter") == adapter_id(folder):  # it was trained already, and nothing was done
+            self._keep(name, folder, known["seconds"], known["detail"], option)
+        else:
+            self._keep(name, folder, seconds, f"{result.minutes:.1f} min of it in the loop", option)
+        return folder
 
     def vqa(self, run: Path, limit: int) -> None:
         """Ask every test question with the picture, without it and with a wrong one."""
@@ -274,7 +281,6 @@ class Demo:
                 {"name": names[key], "seconds": phase["seconds"], "detail": phase["detail"]}
                 for key, phase in self.state.items()
                 if key in names
-                if key in names
             ],
             "training_seconds": 60 * sum(part.get("minutes", 0.0) for part in summaries),
             "config": config.read_text("utf-8"),
@@ -313,42 +319,19 @@ class Demo:
         known = self.state.get(phase, {})
         if known.get("option", option) != option or not known or not run.is_dir():
             return False
-        same = known.get("adapter") == _adapter_id(run)
+        same = known.get("adapter") == adapter_id(run)
         if same:
             _say(f"{phase}: reused, the adapter is the same")
         return bool(same)
 
-    def _begin(self, name: str, option: str) -> None:
-        """Note what a stage is trained for; a folder that was begun for something else makes way."""
-        folder, begun = self.out / name, self.state.setdefault("begun", {})
-        known = begun.get(name, self.state.get(name, {}).get("option"))
-        if folder.exists() and known != option:
-            aside = next(path for n in count(1) if not (path := folder.with_name(f"{name}.{n}")).exists())
-            folder.rename(aside)
-            _say(
-                f"{name}: its recipe, or the stage before it, is another than that of {folder}; kept as {aside}"
-            )
-        begun[name] = option
-        self._save()
-
-    def _save(self) -> None:
-        (self.out / "phases.json").write_text(json.dumps(self.state, indent=2) + "\n", "utf-8")
-
     def _keep(self, phase: str, run: Path, seconds: float, detail: str, option: int | str = 0) -> None:
         self.state[phase] = {
-            "adapter": _adapter_id(run),
+            "adapter": adapter_id(run),
             "option": option,
             "seconds": round(seconds, 1),
             "detail": detail,
         }
-        self._save()
-
-
-def _adapter_id(run: Path) -> str:
-    from mm_llama.stages.checkpoint import find_checkpoint
-
-    manifest = _read(find_checkpoint(run) / "MANIFEST.json")
-    return str(manifest["files"]["adapter.safetensors"]["sha256"])
+        write_text(self.out / "phases.json", json.dumps(self.state, indent=2) + "\n")
 
 
 def _load(run: Path) -> tuple[Any, Any, Any]:
@@ -376,7 +359,10 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    try:
+        value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and what it tells is found anew") from None
     return value if isinstance(value, dict) else {}
 
 

@@ -97,18 +97,23 @@ def _refuse_average(checkpoint: Path) -> None:
 
 
 def _check_same(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    # Through JSON, so that tuples and lists, which YAML does not tell apart, compare equal.
-    before, after = dict(flat(json.loads(json.dumps(saved)))), dict(flat(json.loads(json.dumps(now))))
-    differing = [
-        f"{key}={after.get(key)!r} (was {before.get(key)!r})"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key.rsplit(".", 1)[-1] not in FREE_KEYS
-    ]
+    differing = differences(saved, now)
     if differing:
         raise ValueError(
             f"{run_dir} was begun with another config: {shorten(differing)}; continue it with the same "
             "command, or give the new settings a run of their own with name=..."
         )
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return "key=new (was old)" for every value that may not differ when a run continues."""
+    # Through JSON, so that tuples and lists, which YAML does not tell apart, compare equal.
+    before, after = dict(flat(json.loads(json.dumps(saved)))), dict(flat(json.loads(json.dumps(now))))
+    return [
+        f"{key}={after.get(key)!r} (was {before.get(key)!r})"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key.rsplit(".", 1)[-1] not in FREE_KEYS
+    ]
 
 
 def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

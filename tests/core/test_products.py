@@ -43,17 +43,35 @@ def test_one_row_in_halves_is_the_same_product(shape: tuple[int, ...], calls: li
 @pytest.mark.parametrize(
     ("x", "weight"),
     [
-        (randn(2, 64), randn(8, 64)),  # two rows
-        (randn(1, 63), randn(8, 63)),  # no halves
-        (randn(1, 2050), randn(8, 2050)),  # long rows are read fast anyway
+        (randn(2, 64), randn(8, 64)),
+        (randn(1, 63), randn(8, 63)),
+        (randn(1, 2050), randn(8, 2050)),
         (randn(1, 64, dtype=torch.bfloat16), randn(8, 64, dtype=torch.bfloat16)),
-        (randn(1, 64), randn(64, 8).t()),  # another layout
+        (randn(1, 64), randn(64, 8).t()),
+        (randn(1, 64), randn(64)),
     ],
+    ids=["two rows", "no halves", "a long row", "bfloat16", "another layout", "one output"],
 )
 def test_everything_else_is_the_plain_product_to_the_bit(
     x: torch.Tensor, weight: torch.Tensor, calls: list[tuple[int, ...]]
 ) -> None:
     assert torch.equal(linear(x, weight), F.linear(x, weight)) and not calls
+
+
+def test_neither_traced_nor_subclassed_products_are_cut(calls: list[tuple[int, ...]]) -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    x, weight = randn(1, 64), randn(8, 64, seed=1)
+    expected = F.linear(x, weight)
+    assert torch.equal(torch.compile(linear, backend="eager", fullgraph=True)(x, weight), expected)
+    assert isinstance(linear(x.as_subclass(Marked), weight), Marked)
+    assert isinstance(linear(x, weight.as_subclass(Marked)), Marked)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    assert (16, 32) not in calls
+    linear(x, weight)
+    assert (16, 32) in calls
 
 
 def test_on_other_processors_it_is_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
