@@ -1,0 +1,137 @@
+"""BEST-RQ: what a speech encoder learns from before there are words (paper section 8.2.1; arXiv 2202.01855).
+
+Targets are codes of random, frozen codebooks; spans of the input are hidden, and the encoder predicts the codes there.
+
+Shapes: B recordings, A mel frames, T stacked frames, n mels, m = stack * n, C codebooks, V codes, d code width,
+E encoder width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RandomQuantizer(nn.Module):
+    """Stacked mels to the nearest code by cosine, in each of C random codebooks; projections and codebooks never train.
+
+    Both are buffers, so no optimizer meets them, and a checkpoint's digest of them stays what it was. Mels are
+    normalised by their mean and deviation over the recording first: else their common offset decides, and few codes are
+    used.
+    """
+
+    def __init__(
+        self,
+        in_dim: int = 320,
+        num_codebooks: int = 16,
+        num_codes: int = 8192,
+        code_dim: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        projections = torch.randn(num_codebooks, in_dim, code_dim, generator=generator)
+        codebooks = torch.randn(num_codebooks, num_codes, code_dim, generator=generator)
+        self.projections: Any
+        self.codebooks: Any
+        self.register_buffer("projections", projections / math.sqrt(in_dim))
+        self.register_buffer("codebooks", F.normalize(codebooks, dim=-1))
+
+    @torch.no_grad()
+    def forward(self, stacked_BTm: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Return int64[B, T, C] codes; int64 `lengths_B` stacked frames are real, codes past them mean nothing."""
+        x = standardised(stacked_BTm.float(), lengths_B)
+        codes = []
+        for projection_md, codebook_Vd in zip(self.projections, self.codebooks, strict=True):
+            # The length of a vector plays no part in which of unit vectors is nearest by angle.
+            codes.append((x @ projection_md.float() @ codebook_Vd.float().T).argmax(-1))
+        return torch.stack(codes, dim=-1)
+
+
+class CodePredictor(nn.Module):
+    """One softmax over V codes for each codebook (multi-softmax)."""
+
+    def __init__(
+        self, dim: int = 1536, num_codebooks: int = 16, num_codes: int = 8192, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.num_codebooks = num_codebooks
+        self.heads: Any = nn.ModuleList(nn.Linear(dim, num_codes) for _ in range(num_codebooks))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in self.parameters():
+                if weight.ndim > 1 and not weight.is_meta:
+                    weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(dim))
+                else:
+                    weight.zero_()
+
+    def forward(self, frames_XE: Tensor, codes_XC: Tensor) -> tuple[Tensor, Tensor]:
+        """Map float[X, E] frames and their int64[X, C] codes to the loss and how many codes were found, int64[C].
+
+        The loss is float32: cross-entropies summed over frames, averaged over codebooks.
+        """
+        losses, right = [], []
+        for head, codes_X in zip(self.heads, codes_XC.unbind(-1), strict=True):
+            logits_XV = head(frames_XE).float()
+            losses.append(F.cross_entropy(logits_XV, codes_X, reduction="sum"))
+            right.append((logits_XV.detach().argmax(-1) == codes_X).sum())
+        return torch.stack(losses).sum() / self.num_codebooks, torch.stack(right)
+
+
+def standardised(stacked_BTm: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+    """Take from each recording its mean, and divide by its deviation, for each of the m values over real frames."""
+    T = stacked_BTm.shape[1]
+    if lengths_B is None:
+        real_BT1 = torch.ones_like(stacked_BTm[..., :1])
+    else:
+        real_BT1 = (torch.arange(T, device=stacked_BTm.device) < lengths_B[:, None])[..., None].to(
+            stacked_BTm
+        )
+    count_B11 = real_BT1.sum(1, keepdim=True).clamp_min(1)
+    mean_B1m = (stacked_BTm * real_BT1).sum(1, keepdim=True) / count_B11
+    centred = (stacked_BTm - mean_B1m) * real_BT1
+    deviation = (centred.square().sum(1, keepdim=True) / count_B11).sqrt()
+    return centred / deviation.clamp_min(1e-5)
+
+
+def span_mask(
+    lengths_B: Tensor,
+    num_frames: int,
+    *,
+    probability: float = 0.025,
+    span: int = 32,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw which mel frames are hidden, bool[B, A]: each real frame begins a span with this probability.
+
+    Spans overlap, and end with the recording: about `1 - (1 - probability) ** span` of its frames are hidden. A
+    recording in which none would begin gets one, at a place drawn evenly: it would teach nothing else.
+    """
+    B = len(lengths_B)
+    draws_BA = torch.rand(B, num_frames, generator=generator)
+    lengths = lengths_B.cpu()
+    real_BA = torch.arange(num_frames) < lengths[:, None]
+    begins_BA = (draws_BA < probability) & real_BA
+    least_B = draws_BA.masked_fill(~real_BA, 2.0).argmin(1)
+    none_B = ~begins_BA.any(1) & (lengths > 0)
+    begins_BA[none_B, least_B[none_B]] = True
+    # A frame is hidden where a span began at most span - 1 frames before it.
+    begun_BA = begins_BA.long().cumsum(1)
+    before_BA = F.pad(begun_BA, (span, 0))[:, :num_frames]
+    return ((begun_BA > before_BA) & real_BA).to(lengths_B.device)
+
+
+def hide(mels_BAn: Tensor, hidden_BA: Tensor, *, std: float = 0.1, generator: torch.Generator) -> Tensor:
+    """Return the mels with noise of this deviation in place of hidden frames (arXiv 2202.01855, section 3.2)."""
+    noise = torch.randn(mels_BAn.shape, generator=generator).to(mels_BAn) * std
+    return torch.where(hidden_BA[..., None], noise, mels_BAn)
+
+
+def wholly_hidden(hidden_BA: Tensor, stack: int) -> Tensor:
+    """Return bool[B, T]: stacked frames of which no mel frame is seen. Only there is a code to be predicted."""
+    T = hidden_BA.shape[1] // stack
+    return hidden_BA[:, : T * stack].unflatten(1, (T, stack)).all(-1)
