@@ -24,6 +24,7 @@ from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir, conf_dir
 from mm_llama.released.detect import is_vision
+from mm_llama.run_parts import modalities_of_runs
 
 if TYPE_CHECKING:
     from mm_llama.core.weights import LoadedCore
@@ -290,7 +291,7 @@ def load_model(
     """
     from mm_llama.stages.checkpoint import load_adapter
 
-    runs, parts = _modalities_of_runs(adapters)
+    runs, parts = modalities_of_runs(adapters)
     if is_vision(core):
         from mm_llama.released.load import load_vision
 
@@ -311,90 +312,6 @@ def load_model(
     for modality in model.modality.values():
         modality.to(dtype)
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
-
-
-def _modalities_of_runs(
-    adapters: Sequence[str | Path],
-) -> tuple[list[tuple[Path, str]], dict[str, Any]]:
-    """Return the runs to load, in order, with what of each, and the config of every modality that they bring.
-
-    A run brings what it trained. What it was trained beside (the image adapter of a video run) comes from another
-    run that is given, else from the run or the released checkpoint that it named as its start.
-    """
-    from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
-
-    parts: dict[str, Any] = {}
-    runs: list[tuple[Path, str]] = []
-    beside: dict[str, tuple[Path, Path]] = {}  # modality -> its run, the run that names it
-    sources: dict[str, Any] = {}
-    for run in map(Path, adapters):
-        if is_vision(run):
-            if "image" in parts:
-                raise ValueError(f"{run} brings a second image adapter; attach one adapter of a kind")
-            parts["image"] = {"source": str(run)}
-            continue
-        config = read_run_config(run)
-        trained = {prefix.split(".")[1] for prefix in read_state(find_checkpoint(run))["train"]}
-        for name, part in config["modality"].items():
-            if part and name in trained:
-                if name in parts:
-                    raise ValueError(f"{run} brings a second {name} adapter; attach one adapter of a kind")
-                parts[name] = _checked_parts(run, name, part)
-            elif part and part.get("source"):
-                sources[name] = {"source": part["source"]}
-        for name, start in (config["stage"].get("init") or {}).items():
-            if start and name.split(".")[0] not in trained:
-                beside[name.split(".")[0]] = (Path(start), run)
-        runs += [*_parts_before(run), (run, "")]
-    for name, (start, run) in beside.items():
-        if name in parts:
-            continue
-        if not start.is_dir():
-            start = run.parent / start.name  # its sibling, when both were moved or are named from elsewhere
-        if not start.is_dir():
-            raise ValueError(
-                f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
-            )
-        _check_beside(run, name, start)
-        parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
-        runs[:0] = [*_parts_before(start), (start, "")]
-    parts = sources | parts
-    # Those that read another's encoder stand behind it, whatever the order in which they were given.
-    return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
-
-
-def _check_beside(run: Path, name: str, start: Path) -> None:
-    """Raise ValueError where the run beside which another was trained has been trained anew since."""
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state
-
-    *before, _ = read_state(find_checkpoint(run))["lineage"]
-    found = read_state(find_checkpoint(start))["lineage"][-1]["adapter"]
-    if before and found not in {entry["adapter"] for entry in before}:
-        raise ValueError(
-            f"{run} was trained beside the {name} adapter of {start}, but that folder holds another one now, {found}: "
-            f"give the {name} run to attach as well, the one that it was trained beside if it is still there"
-        )
-
-
-def _parts_before(run: Path) -> list[tuple[Path, str]]:
-    """Return the runs that a run took a frozen encoder from, which its own checkpoint does not hold, and its prefix."""
-    from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
-
-    frozen = read_state(find_checkpoint(run))["encoders"]
-    init = read_run_config(run)["stage"].get("init") or {}
-    return [
-        (Path(start), f"modality.{key}")
-        for key, start in init.items()
-        if start and "." in key and key.split(".")[0] in frozen
-    ]
-
-
-def _checked_parts(run: Path, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:
-    for piece in ("encoder", "adapter"):
-        target = str(part[piece].get("_target_")) if piece in part else ""
-        if target and not target.startswith(("encoders.", "adapters.")):
-            raise ValueError(f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build")
-    return part
 
 
 def _core_by_name(core: str, dtype: torch.dtype, device: str) -> LoadedCore:

@@ -44,7 +44,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
     },
     "train": {"tensorboard": "tensorboard", "psutil": "psutil"},
     "video": {"decord2": "decord", "av": "av"},
-    "speech": {"torchaudio": "torchaudio", "soundfile": "soundfile", "soxr": "soxr"},
+    "speech": {"torchaudio": "torchaudio", "soundfile": "soundfile", "soxr": "soxr", "av": "av"},
     "sweep": {
         "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher",
         "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher",
