@@ -310,8 +310,10 @@ class Resampler(nn.Module):
         tokens = tokens + at_times(self.frame_positions, g).to(tokens.dtype)[:, None]
         tokens_MTW = self.norm(tokens).flatten(1, 2)
         latents_MLW = self.latents.to(tokens.dtype).expand(M, -1, -1)
+        # The latents, which are read beside the tokens, have nothing added.
+        added_M1X = None if focus_MT is None else F.pad(focus_MT, (0, len(self.latents)))[:, None]
         for layer in self.layers:
-            latents_MLW = layer(latents_MLW, tokens_MTW, focus_MT)
+            latents_MLW = layer(latents_MLW, tokens_MTW, added_M1X)
         return self.output(self.output_norm(latents_MLW))
 
 
@@ -329,13 +331,15 @@ class ResamplerLayer(nn.Module):
         self.feed_forward_norm = RMSNorm(width, norm_eps)
         self.feed_forward = FeedForward(width, 8 * width // 3)
 
-    def forward(self, latents_MLW: Tensor, tokens_MTW: Tensor, focus_MT: Tensor | None = None) -> Tensor:
-        """Map the latents float[M, L, W], given the tokens float[M, T, W] and what is added to their scores."""
+    def forward(self, latents_MLW: Tensor, tokens_MTW: Tensor, added_M1X: Tensor | None = None) -> Tensor:
+        """Map the latents float[M, L, W], given the tokens float[M, T, W]; X = T + L places are read.
+
+        `added_M1X` is added to their scores.
+        """
         normed = self.attention_norm(latents_MLW)
         read = torch.cat((tokens_MTW, normed), dim=1)
         q, k, v = (split_heads(part, self.num_heads) for part in (self.q(normed), self.k(read), self.v(read)))
-        added_M1T = None if focus_MT is None else F.pad(focus_MT, (0, latents_MLW.shape[1]))[:, None]
-        latents_MLW = latents_MLW + self.o(merge_heads(attend(q, k, v, None, added_M1T)))
+        latents_MLW = latents_MLW + self.o(merge_heads(attend(q, k, v, None, added_M1X)))
         return latents_MLW + self.feed_forward(self.feed_forward_norm(latents_MLW))
 
 

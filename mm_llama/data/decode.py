@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mm_llama.data.files import Wanted, open_file
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -16,6 +18,13 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 _EXPECTED = "expected a JPEG, PNG, WEBP or GIF picture"
+_PICTURE = Wanted(
+    "picture",
+    "a path, bytes or a PIL picture",
+    _EXPECTED,
+    IMAGE_SUFFIXES,
+    none_here="; it holds no JPEG, PNG, WEBP or GIF file",
+)
 _ORIENTATION = 0x0112  # EXIF tag
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -107,32 +116,16 @@ def _read(source: str | Path | bytes, max_bytes: int) -> tuple[str, bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, data = f"a picture given as {len(source):,} bytes", bytes(source)
     elif isinstance(source, (str, Path)):
-        name, data = str(source), _read_file(source, max_bytes)
+        name = str(source)
+        with open_file(source, _PICTURE) as file:
+            data = file.read(max_bytes + 1)
     else:
-        raise ValueError(f"a picture is a path, bytes or a PIL picture, not {type(source).__name__}")
+        raise ValueError(f"a picture is {_PICTURE.given_as}, not {type(source).__name__}")
     if not data:
         raise ValueError(f"{name} is empty; {_EXPECTED}")
     if len(data) > max_bytes:
         raise ValueError(f"{name} has more than {max_bytes:,} bytes, the limit; make it smaller")
     return name, data
-
-
-def _read_file(source: str | Path, max_bytes: int) -> bytes:
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-        raise ValueError(f"{source[:60]} is an address; download the picture and give its path")
-    path = Path(source)
-    if path.is_dir():
-        pictures = sorted(p.name for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        hint = (
-            f", for example {path / pictures[0]}" if pictures else "; it holds no JPEG, PNG, WEBP or GIF file"
-        )
-        raise ValueError(f"{path} is a folder; give one picture{hint}")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no picture at {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file; {_EXPECTED}")
-    with path.open("rb") as file:
-        return file.read(max_bytes + 1)
 
 
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

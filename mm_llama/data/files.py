@@ -19,12 +19,16 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """Words for messages: what is wanted ("clip"), what it may be, what would do instead, endings of such files."""
+    """Words for messages: what is wanted ("clip"), what it may be, what would do instead, endings of such files.
+
+    `none_here` follows the name of a folder that holds none.
+    """
 
     noun: str
     given_as: str
     expected: str
     suffixes: tuple[str, ...]
+    none_here: str = ""
 
 
 @contextlib.contextmanager
@@ -57,7 +61,7 @@ def open_file(source: str | Path, wanted: Wanted) -> BinaryIO:
     path = Path(source)
     if path.is_dir():
         found = sorted(p.name for p in path.iterdir() if p.suffix.lower() in wanted.suffixes)
-        hint = f", for example {path / found[0]}" if found else ""
+        hint = f", for example {path / found[0]}" if found else wanted.none_here
         raise ValueError(f"{path} is a folder; give one {wanted.noun}{hint}")
     if not path.exists():
         raise FileNotFoundError(f"there is no {wanted.noun} at {path}")

@@ -23,7 +23,7 @@ from mm_llama.data.decode import kind_of
 from mm_llama.data.files import Wanted, digest_of, opened
 from mm_llama.data.sound_av import DEMUXERS, EXPECTED, MAX_CHANNELS, RATES, Recording, check_finite, check_wav
 from mm_llama.data.video import HEAD_BYTES, container_of
-from mm_llama.data.video_limits import Budget, ClipError, Limits
+from mm_llama.data.video_limits import Budget, ClipError, Limits, named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,7 +146,7 @@ def pcm_blocks(
         if not count:
             raise ClipError("holds no samples")
 
-    with _named("the stream of raw samples"):
+    with named("the stream of raw samples"):
         for part in _resampled(parts(), rate, to):
             yield torch.from_numpy(part)
 
@@ -170,7 +170,7 @@ def _reader(
     source: Any, rate: int, max_bytes: int, max_seconds: float, max_wall_seconds: float
 ) -> Iterator[tuple[dict[str, Any], Iterator[NDArray[np.float32]]]]:
     """Yield (what the file is, its samples at `rate` in blocks)."""
-    with opened(source, _SOUND, max_bytes) as (name, file), _named(name):
+    with opened(source, _SOUND, max_bytes) as (name, file), named(name):
         head = file.read(HEAD_BYTES)
         container = container_of(head) or kind_of(head) or "no known format"
         if container not in DEMUXERS:
@@ -225,7 +225,7 @@ def _given(source: tuple[Any, ...], max_seconds: float) -> tuple[NDArray[np.floa
     mono = np.atleast_2d(found).mean(0, dtype=np.float32)
     if len(mono) > max_seconds * rate:
         raise ValueError(f"given samples last more than {max_seconds:,.0f} s, the limit (max_seconds)")
-    with _named("sound given as samples"):
+    with named("sound given as samples"):
         check_finite(mono, 0, rate)
     return mono, int(rate)
 
@@ -233,11 +233,3 @@ def _given(source: tuple[Any, ...], max_seconds: float) -> tuple[NDArray[np.floa
 def _check_rate(what: str, rate: Any) -> None:
     if isinstance(rate, bool) or not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"{what} is {rate!r}, expected a whole number from {RATES[0]:,} to {RATES[1]:,}")
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ClipError as error:
-        raise ValueError(f"{name} {error}") from None

@@ -5,12 +5,14 @@ Shapes: n samples of a block, C channels.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mm_llama.data.video_limits import DAMAGED, Budget, ClipError, GuardedFile, damage
+from mm_llama.data.guarded_av import open_container
+from mm_llama.data.video_limits import DAMAGED, Budget, ClipError, damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,24 +39,10 @@ class Recording:
     """The sound stream of an opened file: what it is, and its samples as they are decoded, channels averaged."""
 
     def __init__(self, file: BinaryIO, container: str, budget: Budget) -> None:
-        try:
-            import av
-        except ImportError:
-            raise ValueError(
-                'sound cannot be read, PyAV is not installed: pip install "mm_llama[speech]"'
-            ) from None
+        if importlib.util.find_spec("av") is None:
+            raise ValueError('sound cannot be read, PyAV is not installed: pip install "mm_llama[speech]"')
         self._container, self._budget = container, budget
-        file.seek(0)
-        with damage("its header does not parse"):
-            self._av: Any = av.open(
-                GuardedFile(file, budget),
-                mode="r",
-                format=DEMUXERS[container],
-                options={"format_whitelist": _WHITELIST, "max_streams": "64"},
-                metadata_errors="replace",
-                buffer_size=1 << 16,
-                io_open=_refuse,
-            )
+        self._av: Any = open_container(file, DEMUXERS[container], _WHITELIST, budget)
         try:
             with damage("its header does not parse"):
                 self._choose_stream()
@@ -176,8 +164,3 @@ def check_finite(mono: NDArray[np.float32], before: int, rate: int) -> None:
         raise ClipError(
             f"holds a sample that is not a number, at {(before + int(wrong.argmax())) / rate:.3f} s"
         )
-
-
-def _refuse(url: str, flags: int, options: dict[str, str]) -> Any:
-    """Called when a demuxer wants a second file."""
-    raise ClipError("refers to other files, which are not opened; export it as one file")

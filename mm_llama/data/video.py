@@ -34,6 +34,7 @@ from mm_llama.data.video_limits import (
     ClipInfo,
     Limits,
     moments,
+    named,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def open_clip(
     limits = Limits(max_pixels, max_seconds, max_decoded, max_wall_seconds)
     if isinstance(source, (list, tuple)):
         return _pictures(source, num_frames, limits, each)
-    with _opened(source, max_bytes) as (name, file, container), _named(name):
+    with _opened(source, max_bytes) as (name, file, container), named(name):
         budget = Budget(limits)
         with _reader(file, container, budget, backend, num_frames) as (info, frames):
             return _collected(info, frames(moments(info.duration, num_frames)), budget, each)
@@ -117,7 +118,7 @@ def probe_clip(
         return _info_of(source)
     with (
         _opened(source, max_bytes) as (name, file, container),
-        _named(name),
+        named(name),
         _reader(file, container, Budget(limits), backend, 1) as (info, _),
     ):
         return info
@@ -174,14 +175,6 @@ def _check_arguments(num_frames: int, backend: str) -> None:
         raise ValueError(f"num_frames is {num_frames!r}, expected a whole number of at least 1")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ClipError as error:
-        raise ValueError(f"{name} {error}") from None
 
 
 # --- sources

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from mm_llama.data.guarded_av import open_container
 from mm_llama.data.video_limits import (
     DAMAGED,
     NEAR,
     Budget,
     ClipError,
     ClipInfo,
-    GuardedFile,
     check_length,
     check_size,
     damage,
@@ -85,21 +85,10 @@ class AvClip:
     # --- opening
 
     def _open(self) -> None:
-        import av
-
-        self._file.seek(0)
         # For the decoder, which pads frames; what is shown is checked exactly.
         max_pixels = str(2 * self._budget.limits.max_pixels + 65_536)
-        with damage("its header does not parse"):
-            self._av: Any = av.open(
-                GuardedFile(self._file, self._budget),
-                mode="r",
-                format=DEMUXERS[self._container],
-                options={"format_whitelist": _WHITELIST, "max_pixels": max_pixels, "max_streams": "64"},
-                metadata_errors="replace",
-                buffer_size=1 << 16,
-                io_open=_refuse,
-            )
+        demuxer = DEMUXERS[self._container]
+        self._av: Any = open_container(self._file, demuxer, _WHITELIST, self._budget, max_pixels=max_pixels)
         try:
             with damage("its header does not parse"):
                 self._choose_stream()
@@ -371,8 +360,3 @@ class _Run:
     first: int
     last: int
     wanted: dict[int, int]
-
-
-def _refuse(url: str, flags: int, options: dict[str, str]) -> Any:
-    """Called when a demuxer wants a second file."""
-    raise ClipError("refers to other files, which are not opened; export it as one file")

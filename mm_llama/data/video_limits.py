@@ -131,3 +131,12 @@ def damage(what: str) -> Iterator[None]:
         raise
     except Exception:
         raise ClipError(DAMAGED + what) from None
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """A ClipError within becomes a ValueError that begins with the name of what was read."""
+    try:
+        yield
+    except ClipError as error:
+        raise ValueError(f"{name} {error}") from None
