@@ -16,11 +16,12 @@ from torch.nn import functional as F
 class Media:
     """The media of one kind in a batch; several placeholders, also of several rows, may show one item."""
 
-    items: list[Tensor]  # pixels float[3, h, w], or features float[N, E] when `encoded`
+    items: list[Tensor]  # pixels float[3, h, w], mels float[A, n], or features float[N, E] when `encoded`
     rows_M: Tensor  # int64, sample row of each placeholder
     positions_M: Tensor  # int64, its position in the row
     items_M: Tensor  # int64, the item it shows
     encoded: bool = False
+    transcripts: list[tuple[int, ...]] = field(default_factory=list)  # tokens said in each item, where known
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Media:
         """Move the items (and cast them when `dtype` is given)."""

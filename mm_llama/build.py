@@ -25,6 +25,7 @@ from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir, conf_dir
 from mm_llama.released.detect import is_vision
 from mm_llama.run_parts import modalities_of_runs
+from mm_llama.splice import Spliced
 
 if TYPE_CHECKING:
     from mm_llama.core.weights import LoadedCore
@@ -204,13 +205,13 @@ def build_modalities(
     core: LlamaConfig,
     device: str = "cpu",
     released: Mapping[str, CrossAttended] | None = None,
-) -> dict[str, CrossAttended]:
+) -> dict[str, CrossAttended | Spliced]:
     """Build every modality that the config holds; an empty one (`none`) is left out.
 
     One with `reads` uses the encoder of the modality it names, which must be there too. One with a `source` is not
     built: it is in `released`.
     """
-    modalities = dict(released or {})
+    modalities: dict[str, CrossAttended | Spliced] = dict(released or {})
     for name, parts in cfg.items():
         if not parts or (parts.get("source") and name in modalities):
             continue
@@ -224,7 +225,17 @@ def build_modalities(
             )
         encoder: nn.Module | None = None if reads else build(parts["encoder"])
         adapter: nn.Module = build(parts["adapter"])
-        modality = CrossAttended(encoder, adapter, reads=reads, num_frames=parts.get("num_frames") or 0)
+        port = parts.get("port") or "cross_attended"
+        modality: CrossAttended | Spliced
+        if port == "spliced" and encoder is not None:
+            modality = Spliced(encoder, adapter)
+        elif port == "cross_attended":
+            modality = CrossAttended(encoder, adapter, reads=reads, num_frames=parts.get("num_frames") or 0)
+        else:
+            raise ValueError(
+                f"modality.{name}.port is {port!r}{' with reads' if reads else ''}; expected cross_attended, or "
+                "spliced with an encoder of its own"
+            )
         modalities[name] = modality.to(device)
     return modalities
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mm_llama.batch import Media
 from mm_llama.core.fan_out import take
+from mm_llama.splice import Inserted
 
 END = 2**62  # an open end: to wherever the row grows
 
@@ -207,6 +208,7 @@ class MediaState:
     """Everything a forward pass needs of the media of a batch."""
 
     attached: dict[str, AttachedMedia] = field(default_factory=dict)
+    inserted: dict[str, Inserted] = field(default_factory=dict)
 
 
 class CrossAttended(nn.Module):

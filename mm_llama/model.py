@@ -8,23 +8,24 @@ Shapes: B batch, S positions, T positions selected by `at`, D core width, V voca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mm_llama.batch import Media, restarting
+from mm_llama.batch import Batch, Media, restarting
 from mm_llama.core.cache import KVCache
 from mm_llama.core.llama import Between, Llama
 from mm_llama.modality import CrossAttended, MediaState, Plan, plan
 from mm_llama.prefixes import Prefixes
+from mm_llama.splice import Spliced, spliced
 
 
 class MultimodalLlama(nn.Module):
     """A core with modalities by name; parameters are `core.*` and `modality.<name>.{encoder,adapter}.*`."""
 
-    def __init__(self, core: Llama, modalities: Mapping[str, CrossAttended] | None = None) -> None:
+    def __init__(self, core: Llama, modalities: Mapping[str, CrossAttended | Spliced] | None = None) -> None:
         super().__init__()
         self.core = core
         self.modality: Any = nn.ModuleDict(dict(modalities or {}))
@@ -41,19 +42,39 @@ class MultimodalLlama(nn.Module):
         """Device of the core's weights."""
         return self.core.embedding.weight.device
 
-    def attach(self, media: Mapping[str, Media], documents_BS: Tensor | None = None) -> MediaState | None:
-        """Encode the media of a batch once; None when there are none.
+    def prepare(
+        self, batch: Batch, embeddings: Mapping[str, list[Tensor]] | None = None
+    ) -> tuple[Batch, MediaState | None]:
+        """Encode the media of a batch once: the batch to compute with, and what a forward pass needs of its media.
 
-        Raises ValueError when a kind has no adapter here.
+        Rows with spliced media come back longer: all that is asked of a batch afterwards (tokens, lengths, targets)
+        is asked of that one. `embeddings` float[n, D] by kind and item replace what the adapter would give. Raises
+        ValueError when a kind has no adapter here.
         """
+        self._check_kinds(batch.media)
+        found = {
+            kind: (embeddings or {}).get(kind) or self.modality[kind].embed(media, self.core.embedding.weight)
+            for kind, media in batch.media.items()
+            if isinstance(self.modality[kind], Spliced) and len(media.items)
+        }
+        if not found:
+            return batch, self.attach(batch.media, batch.documents_BS)
+        longer, inserted = spliced(batch, found)
+        state = self.attach(longer.media, longer.documents_BS) or MediaState()
+        state.inserted = inserted
+        return longer, state
+
+    def attach(self, media: Mapping[str, Media], documents_BS: Tensor | None = None) -> MediaState | None:
+        """Encode the cross-attended media of a batch once; None when there are none.
+
+        Raises ValueError when a kind has no adapter here, or is spliced into rows (`prepare` does both).
+        """
+        self._check_kinds(media)
         state = MediaState()
         for kind in media:
-            if kind not in self.modality:
-                attached = ", ".join(self.modality) or "none"
+            if isinstance(self.modality[kind], Spliced):
                 raise ValueError(
-                    f"the input holds {kind}s, but no {kind} adapter is attached (attached: {attached}); "
-                    f"train one with `make demo` or `mm-llama train stage={kind}_pretrain`, then pass its run "
-                    "with --adapter"
+                    f"{kind} is spliced into rows, which are longer then: call `prepare` instead"
                 )
         # Those that read another's encoder first: their blocks stand before the other's (paper section 7.2).
         for kind in sorted(media, key=lambda kind: not self.modality[kind].reads):
@@ -63,6 +84,11 @@ class MultimodalLlama(nn.Module):
                     media[kind], self.dtype, documents_BS, encoder
                 )
         return state if state.attached else None
+
+    def _check_kinds(self, media: Mapping[str, Media]) -> None:
+        for kind in media:
+            if kind not in self.modality:
+                raise ValueError(no_adapter(kind, list(self.modality)))
 
     def encoder_of(self, kind: str) -> Any:
         """Return the encoder whose features a modality uses: its own, or that of the modality it reads.
@@ -92,9 +118,9 @@ class MultimodalLlama(nn.Module):
     ) -> Tensor:
         """Return float32 logits [B, S, V], or [T, V] at the True positions of bool[B, S] `at`.
 
-        `media` comes from `attach`; `lengths_B` int64 lets padding skip the media blocks. The rest as in
+        `media` comes from `prepare`; `lengths_B` int64 lets padding skip the media blocks. The rest as in
         `Llama.forward`; with a cache, `positions_BS` are row slots, else slots are 0..S-1. Packed rows have
-        `documents_BS`, also given to `attach`, and positions that begin anew with each document.
+        `documents_BS` and positions that begin anew with each document.
         """
         hidden = self.hidden(
             tokens_BS,
@@ -125,7 +151,9 @@ class MultimodalLlama(nn.Module):
         if cache is not None and positions_BS is not None:
             slots_BS = positions_BS
         start = 0
-        if self.prefixes is not None and cache is None and _counted_anew(positions_BS, documents_BS):
+        # Below the lowest block no cross-attended medium changes a state, but a spliced one does.
+        alike = not media.inserted and _counted_anew(positions_BS, documents_BS)
+        if self.prefixes is not None and cache is None and alike:
             start, states = self.prefixes(self, tokens_BS, lengths_B, media, documents_BS)
         else:
             states = self.embed(tokens_BS, slots_BS, media)
@@ -157,10 +185,12 @@ class MultimodalLlama(nn.Module):
         return between
 
     def embed(self, tokens_BS: Tensor, slots_BS: Tensor, media: MediaState) -> Tensor:
-        """Embed the tokens, with each placeholder's own embedding, which belongs to its adapter."""
+        """Embed the tokens, with what each adapter owns in them: a placeholder's own embedding, spliced spans."""
         hidden = self.core.embedding(tokens_BS)
         first = slots_BS[:, 0].tolist()
         S = tokens_BS.shape[1]
+        for inserted in media.inserted.values():
+            hidden = inserted.put(hidden, first)
         for attached in media.attached.values():
             here = [
                 row * S + slot - first[row]
@@ -173,6 +203,17 @@ class MultimodalLlama(nn.Module):
                 flat = hidden.flatten(0, 1).index_copy(0, index, embedding.expand(len(here), -1))
                 hidden = flat.view_as(hidden)
         return hidden
+
+
+def no_adapter(kind: str, attached: Sequence[str]) -> str:
+    """Say that a kind of media has no adapter, and what to do."""
+    stage = "speech_sft" if kind == "speech" else f"{kind}_pretrain"
+    held = "speech" if kind == "speech" else f"{kind}s"
+    return (
+        f"the input holds {held}, but no {kind} adapter is attached (attached: {', '.join(attached) or 'none'}): "
+        f"train one with `make demo` or `mm-llama train stage={stage} ...`, then attach its run with --adapter, or "
+        f"load(adapters=['runs/demo/{kind}'])"
+    )
 
 
 def _counted_anew(positions_BS: Tensor | None, documents_BS: Tensor | None) -> bool:

@@ -21,15 +21,16 @@ from mm_llama.core.chat import ChatFormat
 from mm_llama.data.collate import collate
 from mm_llama.data.features import FeatureCache
 from mm_llama.data.loader import Loader
-from mm_llama.data.media import KEYS, medium_reader
+from mm_llama.data.media import KEYS, medium_reader, num_mel_frames
 from mm_llama.data.mix import Mixture
-from mm_llama.data.samples import MediaRef, Sample, distinct_media, make_sample
+from mm_llama.data.samples import MediaRef, Sample, SizeOf, content_key, distinct_media, make_sample
 from mm_llama.data.sources import Source
 from mm_llama.dtypes import choose_dtype
 from mm_llama.eval.answers import answer_accuracy
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir
 from mm_llama.prefixes import Prefixes
+from mm_llama.splice import Spliced
 from mm_llama.stages.loop import Evaluate, Step, train
 from mm_llama.stages.resume import load_init
 from mm_llama.stages.steps import next_token
@@ -72,7 +73,7 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
     run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
-    step = _step_of(stage)
+    step = _step_of(stage, model, chat)
     summary = train(
         model,
         loader,
@@ -109,7 +110,9 @@ def held_out_evaluation(config: Mapping[str, Any]) -> tuple[MultimodalLlama, Eva
     model, chat, held_out = _begin(config)
     media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
     media.prepare(held_out, config["loader"]["on_error"])
-    measure = _evaluation(held_out, chat, media, _step_of(stage), config["data"].get("eval_rows", 0))
+    measure = _evaluation(
+        held_out, chat, media, _step_of(stage, model, chat), config["data"].get("eval_rows", 0)
+    )
     if measure is None:
         raise ValueError(f"{config['name']} has no held-out data to evaluate on: set data.eval")
 
@@ -130,8 +133,10 @@ def _begin(config: Mapping[str, Any]) -> tuple[MultimodalLlama, ChatFormat, list
     return model, chat, [build(entry) for entry in config["data"].get("eval") or []]
 
 
-def _step_of(stage: Mapping[str, Any]) -> Step:
-    step: Step = next_token if stage["step"] is None else build(stage["step"])
+def _step_of(stage: Mapping[str, Any], model: MultimodalLlama, chat: ChatFormat) -> Step:
+    step: Any = next_token if stage["step"] is None else build(stage["step"])
+    if hasattr(step, "meet"):  # a step that needs to know more than a batch says
+        step.meet(model, chat)
     return step
 
 
@@ -198,17 +203,46 @@ class MediaReader:
         device = next(encoder.parameters()).device
         dtype = choose_dtype("auto", str(device))
         modality = self.model.modality[kind]
+        ragged = isinstance(modality, Spliced)
+
+        def encode(media: Any) -> Any:
+            if ragged:
+                return modality.features([item.to(device, dtype) for item in media], encoder)
+            return modality.features(media.to(device, dtype), encoder)
+
         with _cast(encoder, dtype):
             made = cache.build(
                 refs,
                 self.pixels[kind],
-                lambda pixels: modality.features(pixels.to(device, dtype), encoder),
+                encode,
                 batch_size=max(1, ENCODE_BATCH // (modality.num_frames or 1)),
                 on_error=on_error,
+                ragged=ragged,
                 progress=_say(kind),
             )
         if made:
-            print(f"features of {made} {kind}s -> {cache.folder}", file=sys.stderr)
+            what = "recordings" if ragged else f"{kind}s"
+            print(f"features of {made} {what} -> {cache.folder}", file=sys.stderr)
+
+    @property
+    def sizes(self) -> dict[str, SizeOf]:
+        """Return how many positions a source takes in a row, at most, for the kinds that are spliced in."""
+        return {
+            kind: self._size_of(kind)
+            for kind, modality in self.model.modality.items()
+            if isinstance(modality, Spliced)
+        }
+
+    def _size_of(self, kind: str) -> SizeOf:
+        modality, cache = self.model.modality[kind], self.caches.get(kind)
+        encoder = self.model.encoder_of(kind)
+
+        def size(source: Any) -> int:
+            if cache is not None and (key := content_key(KEYS[kind], source)) in cache:
+                return int(modality.num_positions(len(cache.get(key))))
+            return int(modality.num_positions(encoder.num_frames(num_mel_frames(source))))
+
+        return size
 
 
 @contextmanager
@@ -268,6 +302,7 @@ def _loader(config: Mapping[str, Any], sources: list[Source], chat: ChatFormat, 
         pack_tokens=settings["pack_tokens"],
         encoded=media.encoded,
         media_keys=KEYS,
+        media_sizes=media.sizes,
         num_workers=settings["num_workers"],
         on_error=settings["on_error"],
         on_too_long=settings["on_too_long"],

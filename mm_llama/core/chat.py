@@ -36,6 +36,7 @@ class Placeholder:
     kind: str
     position: int
     source: Any
+    transcript: str = ""  # of a recording, where it is known
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Rendered:
 
     def place(self, part: MediaPart) -> None:
         """Append the placeholder of a medium; it is never a target."""
-        self.media.append(Placeholder(part.kind, len(self.tokens), part.source))
+        self.media.append(Placeholder(part.kind, len(self.tokens), part.source, part.transcript))
         self.add([PLACEHOLDER_ID])
 
 
@@ -63,6 +64,7 @@ class ChatFormat(Protocol):
 
     name: str
     stop: frozenset[int]
+    tokenizer: Tokenizer
 
     def render(self, messages: Sequence[Message], *, open_assistant: bool = False) -> Rendered:
         """Tokens of `messages`, followed by the head of an assistant message when `open_assistant` is set."""

@@ -10,8 +10,18 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant", "ipython", "tool")
 MESSAGE_KEYS = ("role", "content", "train", "end_of_message", "python_tag")
-# type of a content part -> kind of medium; "<kind>_url" is the OpenAI spelling of the same part
-PART_KINDS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
+# Type of a content part -> kind of medium, named as its modality; "<type>_url" and "input_audio" are OpenAI's
+# spellings of the same parts.
+PART_KINDS = {
+    "image": "image",
+    "image_url": "image",
+    "video": "video",
+    "video_url": "video",
+    "audio": "speech",
+    "audio_url": "speech",
+    "input_audio": "speech",
+}
+MEDIA_TYPES = {"image": "image", "video": "video", "speech": "audio"}
 SOURCE_KEYS = ("path", "url", "bytes", "base64")
 DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?:;[^;,]*)*?(?P<base64>;base64)?,", re.IGNORECASE)
 
@@ -25,10 +35,14 @@ class Text:
 
 @dataclass(frozen=True)
 class MediaPart:
-    """A medium at its place in a message; `source` is a path, bytes, a PIL image, a tuple of them, or a tensor."""
+    """A medium at its place in a message; `source` is a path, bytes, a PIL image, a tuple of them, or a tensor.
+
+    `transcript` is what is said in a recording, where that is known: a stage may learn from it, nothing else reads it.
+    """
 
     kind: str
     source: Any
+    transcript: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,9 @@ def messages_from_dicts(rows: Sequence[Mapping[str, Any]]) -> list[Message]:
 
     A media part is `{"type": "image", "path" | "url" | "bytes" | "base64" | "image": ...}` or
     `{"type": "image_url", "image_url": {"url": ...}}`, and the same with `video`; a url is a data URI or a local
-    path, nothing is ever fetched. Under `video` a list of pictures may stand, a clip frame by frame. Errors name
-    the message, the part and the key.
+    path, nothing is ever fetched. Under `video` a list of pictures may stand, a clip frame by frame. A recording is
+    `{"type": "audio", ...}`, also with a `transcript`, or OpenAI's `{"type": "input_audio", "input_audio": {"data":
+    base64, "format": "wav"}}`; under `audio` also (samples, rate). Errors name the message, the part and the key.
     """
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise ValueError(f"messages must be a list of messages, not {_kind(rows)}")
@@ -116,13 +131,18 @@ def _part(part: Any, where: str) -> Text | MediaPart:
         said = "no type" if kind is None else f"the unknown type {kind!r}{near(kind, known)}"
         raise ValueError(f"{where} has {said}; types are {', '.join(known)}")
     medium = PART_KINDS[kind]
-    _check_keys(part, ("type", kind, *SOURCE_KEYS), where)
+    transcript = ("transcript",) if medium == "speech" else ()
+    _check_keys(part, ("type", kind, *SOURCE_KEYS, *transcript), where)
+    said = part.get("transcript", "")
+    if transcript and not isinstance(said, str):
+        raise ValueError(f"{where}.transcript must be a string, not {_kind(said)}")
     given = [key for key in (kind, *SOURCE_KEYS) if part.get(key) is not None]
     if len(given) != 1:
         said = f"{len(given)} sources ({', '.join(given)})" if given else "no source"
         raise ValueError(f"{where} has {said}; give one of {', '.join((kind, *SOURCE_KEYS))}")
     key = given[0]
-    return MediaPart(medium, _source(part[key], key, medium, f"{where}.{key}"))
+    source = _source(part[key], key, MEDIA_TYPES[medium], f"{where}.{key}")
+    return MediaPart(medium, source, said if transcript else "")
 
 
 def _source(value: Any, key: str, medium: str, where: str) -> Any:
@@ -130,6 +150,11 @@ def _source(value: Any, key: str, medium: str, where: str) -> Any:
         # "detail" is OpenAI's hint on resolution; the encoder's own preprocessing decides here.
         _check_keys(value, ("url", "detail"), where)
         value, key, where = value.get("url"), "url", f"{where}.url"
+    if key == "input_audio":
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be an object with data and format, not {_kind(value)}")
+        _check_keys(value, ("data", "format"), where)  # the format is read from the bytes themselves
+        value, key, where = value.get("data"), "base64", f"{where}.data"
     if key == "base64":
         return _decode(value, where)
     if key == "bytes" and not isinstance(value, bytes | bytearray):
@@ -142,8 +167,10 @@ def _source(value: Any, key: str, medium: str, where: str) -> Any:
         return str(value)
     if key == medium == "video" and isinstance(value, list | tuple):
         return _pictures(value, where)
+    if key == medium == "audio" and isinstance(value, tuple) and len(value) == 2:
+        return value  # samples and their rate, which the reader of sound checks
     if value is None or isinstance(value, bool | int | float | list | tuple | Mapping):
-        held = "a list of pictures" if medium == "video" else "a picture"
+        held = {"video": "a list of pictures", "audio": "(samples, rate)"}.get(medium, "a picture")
         raise ValueError(f"{where} must be a path, a data URI, bytes, {held} or a tensor, not {_kind(value)}")
     return bytes(value) if isinstance(value, bytearray) else value
 

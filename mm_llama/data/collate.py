@@ -57,7 +57,7 @@ def load_item(ref: MediaRef, load_media: LoadMedia, source: str) -> Tensor:
 def _media(samples: Sequence[Sample], kind: str, load_media: LoadMedia, encoded: bool) -> Media:
     items: list[Tensor] = []
     numbers: dict[str, int] = {}
-    rows, positions, shown = [], [], []
+    rows, positions, shown, said = [], [], [], []
     for row, sample in enumerate(samples):
         for ref in sample.media:
             if ref.kind != kind:
@@ -65,6 +65,7 @@ def _media(samples: Sequence[Sample], kind: str, load_media: LoadMedia, encoded:
             if ref.key not in numbers:
                 numbers[ref.key] = len(items)
                 items.append(load_item(ref, load_media, sample.source))
+                said.append(ref.transcript)
             rows.append(row)
             positions.append(ref.position)
             shown.append(numbers[ref.key])
@@ -74,4 +75,5 @@ def _media(samples: Sequence[Sample], kind: str, load_media: LoadMedia, encoded:
         positions_M=torch.tensor(positions, dtype=torch.long),
         items_M=torch.tensor(shown, dtype=torch.long),
         encoded=encoded,
+        transcripts=said if any(said) else [],
     )

@@ -1,6 +1,9 @@
 """Features of a frozen encoder, computed once and read back from memory-mapped files in every later epoch.
 
-Shapes: n media, N tokens a medium, E encoder width.
+Media of one shape have features of one shape, and lie side by side; recordings are as long as they are, and lie one
+behind the other in one long table, with where each ends beside it.
+
+Shapes: n media, N tokens a medium, T frames of a recording, E encoder width.
 """
 
 from __future__ import annotations
@@ -8,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,7 +49,7 @@ class FeatureCache:
         self.dtype = DTYPES[dtype]
         name = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(folder) / name
-        self._shards: list[Tensor] = []
+        self._shards: list[Sequence[Tensor] | Tensor] = []
         self._rows: dict[str, tuple[int, int]] = {}  # content key -> shard, row of it
         self.failed: dict[str, str] = {}  # content key -> why `build` could not read the medium
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -57,7 +62,7 @@ class FeatureCache:
         return key in self._rows
 
     def get(self, key: str) -> Tensor:
-        """Features [N, E] of a content key, a view of the mapped file: not to be written to."""
+        """Features [N, E] (of a recording [T, E]) of a content key, a view of the mapped file: not to be written to."""
         try:
             shard, row = self._rows[key]
         except KeyError:
@@ -73,17 +78,20 @@ class FeatureCache:
         self,
         refs: Iterable[MediaRef],
         load: Callable[[MediaRef], Tensor],
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[Any], Tensor | Sequence[Tensor]],
         *,
         batch_size: int = 32,
         shard_bytes: int = 128_000_000,
         on_error: str = "error",
+        ragged: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
         """Encode what is not cached yet and give the number of new media.
 
         `load(ref)` gives pixels [3, h, w]; `encode` maps [n, 3, h, w] to features [n, N, E]; pixels of
-        different sizes are encoded apart. `progress(done, all)` is called after each batch. A medium that
+        different sizes are encoded apart. With `ragged`, `encode` maps a list of tensors [A, ...] of any lengths to
+        as many features [T, E], and media of like length are encoded together. `progress(done, all)` is called after
+        each batch. A medium that
         cannot be read raises, or with `on_error="skip"` is noted in `failed`, so that the rows that show it
         fail one by one. Raises ValueError when the encoder gives values that are not finite.
         """
@@ -94,30 +102,35 @@ class FeatureCache:
         parts: list[Tensor] = []
         size = done = 0
         readable = self._read(missing.values(), load, on_error == "skip")
-        for batch in _same_size(readable, batch_size):
+        batches = _like_size(readable, batch_size) if ragged else _same_size(readable, batch_size)
+        for batch in batches:
+            items = [item for _, item in batch]
             with torch.inference_mode():
-                features = encode(torch.stack([pixels for _, pixels in batch])).to("cpu", self.dtype)
-            if features.ndim < 3 or len(features) != len(batch):
+                made = encode(items if ragged else torch.stack(items))
+                features = [item.to("cpu", self.dtype) for item in made]
+            least = 2 if ragged else 3
+            if len(features) != len(batch) or any(item.ndim + 1 - ragged < least for item in features):
                 raise ValueError(
-                    f"the encoder gave features of shape {list(features.shape)} "
-                    f"for {len(batch)} media, not [n, N, E] (or [n, F, N, E] of clips)"
+                    f"the encoder gave features of shapes {[list(item.shape) for item in features[:3]]} "
+                    f"for {len(batch)} media, not [n, N, E] (or [n, F, N, E] of clips, or n of [T, E] of recordings)"
                 )
-            if not features.isfinite().all():
-                bad = next(
-                    ref for (ref, _), item in zip(batch, features, strict=True) if not item.isfinite().all()
-                )
-                raise ValueError(f"the encoder gave values that are not finite for {bad.kind} {bad.source}")
-            if parts and (size >= shard_bytes or parts[-1].shape[1:] != features.shape[1:]):
-                self._write(keys, parts)
+            for (ref, _), item in zip(batch, features, strict=True):
+                if not item.isfinite().all():
+                    raise ValueError(
+                        f"the encoder gave values that are not finite for {ref.kind} {ref.source}"
+                    )
+            kind = features[0].shape[ragged:]
+            if parts and (size >= shard_bytes or parts[-1].shape[ragged:] != kind):
+                self._write(keys, parts, ragged)
                 keys, parts, size = [], [], 0
             keys += [ref.key for ref, _ in batch]
-            parts.append(features)
-            size += features.nbytes
+            parts += features
+            size += sum(item.nbytes for item in features)
             done += len(batch)
             if progress is not None:
                 progress(done, len(missing))
         if parts:
-            self._write(keys, parts)
+            self._write(keys, parts, ragged)
         return done
 
     def _read(
@@ -133,14 +146,17 @@ class FeatureCache:
                 continue
             yield ref, pixels
 
-    def _write(self, keys: list[str], parts: list[Tensor]) -> None:
+    def _write(self, keys: list[str], parts: list[Tensor], ragged: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Named by what it holds: two processes that build the same shard put the same file in place.
         name = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16]
         partial = self.folder / f".{name}.{os.getpid()}.partial"
         metadata = {**self.identity, "keys": json.dumps(keys)}
         try:
-            save_file({"features": torch.cat(parts)}, partial, metadata=metadata)
+            held = {"features": torch.cat(parts) if ragged else torch.stack(parts)}
+            if ragged:
+                held["ends"] = torch.tensor([len(part) for part in parts]).cumsum(0)
+            save_file(held, partial, metadata=metadata)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.folder / f"{name}.safetensors")
@@ -155,12 +171,15 @@ class FeatureCache:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 features = file.get_tensor("features")
+                ends = file.get_tensor("ends").tolist() if "ends" in file.keys() else None  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(
                 f"cached features {path} cannot be read ({error}); delete the file and build again"
             ) from None
         found = {name: metadata.get(name) for name in self.identity}
         keys = json.loads(metadata.get("keys", "[]"))
+        if ends is not None and (ends[-1:] or [0])[0] == len(features):
+            features = [features[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         if found != self.identity or len(keys) != len(features):
             raise ValueError(
                 f"cached features {path} are for {found}, expected {self.identity}; "
@@ -168,6 +187,15 @@ class FeatureCache:
             )
         self._rows.update({key: (len(self._shards), row) for row, key in enumerate(keys)})
         self._shards.append(features)
+
+
+def _like_size(
+    media: Iterable[tuple[MediaRef, Tensor]], batch_size: int, window: int = 16
+) -> Iterator[list[tuple[MediaRef, Tensor]]]:
+    """Batches of loaded media of like length: `window` batches at a time are put in order of length."""
+    media = iter(media)
+    while held := sorted(islice(media, window * batch_size), key=lambda one: (len(one[1]), one[0].key)):
+        yield from (held[start : start + batch_size] for start in range(0, len(held), batch_size))
 
 
 def _same_size(

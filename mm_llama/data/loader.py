@@ -24,6 +24,7 @@ from mm_llama.data.samples import (
     KeyOf,
     MediaRef,
     Sample,
+    SizeOf,
     TooLongError,
     check_length,
     count_tokens,
@@ -86,8 +87,8 @@ class Loader:
 
     `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; what
     is skipped is counted in `skipped` by cause, never replaced by another row, and more than `max_skipped`
-    is an error. `load_media`, `encoded`: see `collate`. `wait_seconds` is the time spent waiting for
-    batches so far.
+    is an error. `load_media`, `encoded`: see `collate`; `media_sizes`: see `make_sample`. `wait_seconds` is the
+    time spent waiting for batches so far.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Loader:
         pack_tokens: int = 0,
         encoded: Collection[str] = (),
         media_keys: Mapping[str, KeyOf] | None = None,
+        media_sizes: Mapping[str, SizeOf] | None = None,
         num_workers: int = 0,
         on_error: str = "error",
         on_too_long: str = "error",
@@ -135,6 +137,7 @@ class Loader:
         self.bucket_batches = bucket_batches
         self.max_tokens = max_tokens
         self.pack_tokens = pack_tokens if pack else 0
+        self.media_sizes = media_sizes
         self.num_workers = num_workers
         self.on_error = on_error
         self.on_too_long = on_too_long
@@ -309,7 +312,7 @@ class Loader:
     def _length(self, place: Place) -> int:
         known = self._lengths[place.source][place.row]
         if known < 0:
-            known = count_tokens(self.mixture.row(place), self.chat)
+            known = count_tokens(self.mixture.row(place), self.chat, media_sizes=self.media_sizes)
             self._lengths[place.source][place.row] = known
         for key in ("max_tokens", "batch_tokens", "pack_tokens"):
             check_length(known, getattr(self, key), self.mixture.name_of(place), f"loader.{key}")

@@ -6,6 +6,8 @@ A new kind of bytes is one line in each table here and one function that opens i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +23,19 @@ def clip_key(source: Any) -> str:
     return video_key(source)
 
 
+def recording_key(source: Any) -> str:
+    """Content identity of a recording; its readers are imported where one is met."""
+    from mm_llama.data.sound import sound_key
+
+    return sound_key(source)
+
+
 # Content identity of a source, by kind: two sources of one key are one medium.
-KEYS: Mapping[str, Callable[[Any], str]] = {"image": image_key, "video": clip_key}
+KEYS: Mapping[str, Callable[[Any], str]] = {"image": image_key, "video": clip_key, "speech": recording_key}
 
 
 def read_medium(kind: str, source: Any, encoder: Any, num_frames: int = 0) -> Tensor:
-    """Return what the encoder takes: one picture, or the `num_frames` pictures of a clip stacked, [F, *picture].
+    """Return what the encoder takes: one picture, the `num_frames` pictures of a clip stacked, [F, *picture], or mels.
 
     Raises ValueError or OSError, naming the source, when it cannot be read.
     """
@@ -35,10 +44,38 @@ def read_medium(kind: str, source: Any, encoder: Any, num_frames: int = 0) -> Te
     if kind == "image":
         picture: Tensor = encoder.preprocess(open_image(source))
         return picture
+    if kind == "speech":
+        from mm_llama.data.sound import open_sound
+
+        mels: Tensor = encoder.preprocess(open_sound(source).samples)
+        return mels
     from mm_llama.data.video import open_clip
 
     # Each frame is prepared when it is decoded: one picture at a time is in memory at the clip's own size.
     return torch.stack(open_clip(source, num_frames=num_frames, each=encoder.preprocess).frames)
+
+
+def num_mel_frames(source: Any) -> int:
+    """Return how many frames of 10 ms a recording has; a file is read for it once, while it stays as it is."""
+    if not isinstance(source, str):
+        return _mel_frames(source)
+    stat = Path(source).stat()
+    return _file_mel_frames(source, stat.st_mtime_ns, stat.st_size)
+
+
+def _mel_frames(source: Any) -> int:
+    from mm_llama.data.sound import RATE, sound_blocks
+
+    if isinstance(source, str | bytes | Path):
+        return sum(len(block) for block in sound_blocks(source)) // (RATE // 100)
+    from mm_llama.data.sound import open_sound
+
+    return len(open_sound(source).samples) // (RATE // 100)
+
+
+@lru_cache(maxsize=1 << 17)
+def _file_mel_frames(path: str, modified: int, size: int) -> int:
+    return _mel_frames(path)
 
 
 def medium_reader(model: Any, kind: str) -> Callable[[Any], Tensor]:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mm_llama.core.chat import ChatFormat, MediaPart
+from mm_llama.core.chat import ChatFormat, MediaPart, Rendered
 from mm_llama.data.decode import image_key
 from mm_llama.data.sources import Row, Source
 
 KeyOf = Callable[[Any], str]
+SizeOf = Callable[[Any], int]
 
 
 @dataclass(frozen=True)
 class MediaRef:
-    """One medium in a row: its placeholder's position, where it comes from, what identifies its content."""
+    """One medium in a row: its placeholder's position, where it comes from, what identifies its content.
+
+    `transcript` are the tokens of what is said in it, where that is known.
+    """
 
     kind: str
     position: int
     source: Any
     key: str
+    transcript: tuple[int, ...] = ()
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Sample:
 
     @property
     def num_tokens(self) -> int:
-        """Positions of the row, placeholders included."""
+        """Positions of the row, one for each placeholder."""
         return len(self.tokens)
 
 
@@ -45,27 +50,41 @@ class TooLongError(ValueError):
 
 
 def make_sample(
-    row: Row, chat: ChatFormat, *, max_tokens: int = 0, media_keys: Mapping[str, KeyOf] | None = None
+    row: Row,
+    chat: ChatFormat,
+    *,
+    max_tokens: int = 0,
+    media_keys: Mapping[str, KeyOf] | None = None,
+    media_sizes: Mapping[str, SizeOf] | None = None,
 ) -> Sample:
     """Render `row` with `chat`.
 
     `max_tokens` 0 means no limit; a longer row raises TooLongError, it is never cut. `media_keys` gives,
-    for each kind of media, the function from source to content key (default: images). Errors begin with the
-    row's source.
+    for each kind of media, the function from source to content key (default: images). `media_sizes` gives how many
+    positions a medium takes, at most, of the kinds that are spliced into rows. Errors begin with the row's source.
     """
     keys = {"image": image_key} if media_keys is None else media_keys
     rendered = _render(row, chat)
-    check_length(len(rendered.tokens), max_tokens, row.source)
-    media = [
-        _reference(placeholder.kind, placeholder.position, placeholder.source, keys, row.source)
-        for placeholder in rendered.media
-    ]
+    check_length(_num_positions(rendered, media_sizes, row.source), max_tokens, row.source)
+    media = []
+    for placeholder in rendered.media:
+        ref = _reference(placeholder.kind, placeholder.position, placeholder.source, keys, row.source)
+        if placeholder.transcript:
+            # As text within a sentence: with the space before it, so that every word has its common token.
+            said = tuple(chat.tokenizer.encode(f" {placeholder.transcript.strip()}"))
+            ref = replace(ref, transcript=said)
+        media.append(ref)
     return Sample(list(rendered.tokens), list(rendered.targets), media, row.source)
 
 
-def count_tokens(row: Row, chat: ChatFormat, *, max_tokens: int = 0) -> int:
-    """Number of tokens of the rendered row, without touching its media. Raises as `make_sample` does."""
-    num_tokens = len(_render(row, chat).tokens)
+def count_tokens(
+    row: Row, chat: ChatFormat, *, max_tokens: int = 0, media_sizes: Mapping[str, SizeOf] | None = None
+) -> int:
+    """Number of positions of the rendered row; its media are only touched as `media_sizes` does.
+
+    Raises as `make_sample` does.
+    """
+    num_tokens = _num_positions(_render(row, chat), media_sizes, row.source)
     check_length(num_tokens, max_tokens, row.source)
     return num_tokens
 
@@ -109,7 +128,18 @@ def check_length(num_tokens: int, max_tokens: int, source: str, key: str = "load
         )
 
 
-def _render(row: Row, chat: ChatFormat) -> Any:
+def _num_positions(rendered: Rendered, media_sizes: Mapping[str, SizeOf] | None, row: str) -> int:
+    total = len(rendered.tokens)
+    for placeholder in rendered.media:
+        if placeholder.kind in (media_sizes or {}):
+            try:
+                total += (media_sizes or {})[placeholder.kind](placeholder.source) - 1
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{row}: {placeholder.kind}: {error}") from error
+    return total
+
+
+def _render(row: Row, chat: ChatFormat) -> Rendered:
     try:
         rendered = chat.render(row.messages)
     except ValueError as error:
@@ -123,12 +153,12 @@ def _reference(kind: str, position: int, source: Any, keys: Mapping[str, KeyOf],
     if kind not in keys:
         raise ValueError(f"{row}: no reader for {kind} media here; this run reads {sorted(keys) or 'text'}")
     try:
-        return MediaRef(kind, position, source, _content_key(keys[kind], source))
+        return MediaRef(kind, position, source, content_key(keys[kind], source))
     except (ValueError, OSError) as error:
         raise ValueError(f"{row}: {kind}: {error}") from error
 
 
-def _content_key(key_of: KeyOf, source: Any) -> str:
+def content_key(key_of: KeyOf, source: Any) -> str:
     """The content key of a medium; for a file remembered until the file changes."""
     if not isinstance(source, str):
         return key_of(source)

@@ -190,7 +190,7 @@ def _resolve(message: Message, folder: Path, index: int) -> Message:
             path = os.path.join(folder, part.source)
             if not os.path.isfile(path):
                 raise ValueError(f"messages[{index}]: {part.kind} file {path} does not exist")
-            part = MediaPart(part.kind, path)
+            part = replace(part, source=path)
         parts.append(part)
     return replace(message, parts=tuple(parts))
 

@@ -8,29 +8,43 @@ Shapes: B batch, S positions, T target positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from mm_llama.batch import Batch
 from mm_llama.model import MultimodalLlama
 
+Embeddings = Callable[[Batch], Mapping[str, list[Tensor]]]
 
-def exact_answers(model: MultimodalLlama, batch: Batch) -> list[bool]:
-    """Return, per row, whether every target token has the largest logit at the position before it."""
+
+def exact_answers(
+    model: MultimodalLlama, batch: Batch, embeddings: Mapping[str, list[Tensor]] | None = None
+) -> list[bool]:
+    """Return, per row, whether every target token has the largest logit at the position before it.
+
+    `embeddings` as in `MultimodalLlama.prepare`.
+    """
+    with torch.inference_mode():
+        batch, media = model.prepare(batch, embeddings)
     assert batch.targets_BS is not None
     at_BS = torch.nn.functional.pad(batch.targets_BS[:, 1:], (0, 1))
     with torch.inference_mode():
-        logits_TV = model(
-            batch.tokens_BS, lengths_B=batch.lengths_B, media=model.attach(batch.media), at=at_BS
-        )
+        logits_TV = model(batch.tokens_BS, lengths_B=batch.lengths_B, media=media, at=at_BS)
         hit_T = logits_TV.argmax(-1) == batch.tokens_BS[batch.targets_BS]
         wrong_BS = torch.zeros_like(at_BS)
         wrong_BS[at_BS] = ~hit_T
     return [not wrong for wrong in wrong_BS.any(1).tolist()]
 
 
-def answer_accuracy(model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
-    """Return {"answers": share of rows answered exactly} over the batches."""
-    rows = [right for batch in batches for right in exact_answers(model, batch)]
+def answer_accuracy(
+    model: MultimodalLlama, batches: Iterable[Batch], embeddings: Embeddings | None = None
+) -> dict[str, float]:
+    """Return {"answers": share of rows answered exactly} over the batches; `embeddings` gives spliced ones for each."""
+    rows: list[bool] = []
+    for batch in batches:
+        with torch.inference_mode():
+            instead = embeddings(batch) if embeddings is not None else None
+        rows += exact_answers(model, batch, instead)
     return {"answers": sum(rows) / max(1, len(rows))}

@@ -36,13 +36,14 @@ def prefill(model: MultimodalLlama, batch: Batch, *, num_new: int) -> Prefilled:
 
     Raises ValueError when rows differ in length.
     """
+    batch, media = model.prepare(batch)
     tokens_BS = batch.tokens_BS
     B, S = tokens_BS.shape
     if bool((batch.lengths_B != S).any()):
         raise ValueError(f"prompts of one batch must be equally long, got lengths {batch.lengths_B.tolist()}")
-    core, media = model.core, model.attach(batch.media)
+    core = model.core
     slots_BS = torch.arange(S, device=tokens_BS.device).expand(B, S)
-    first, share_B = _distinct(batch)
+    first, share_B = _distinct(batch, media)
     lowest = _lowest_block(model, media)
     hidden = core.embedding(tokens_BS) if media is None else model.embed(tokens_BS, slots_BS, media)
     shared = KVCache(core.config, len(first), S + num_new, hidden.dtype, hidden.device)
@@ -103,11 +104,17 @@ def score_candidates(model: MultimodalLlama, batch: Batch, candidates: list[list
     return torch.stack(scores, dim=1)
 
 
-def _distinct(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return (int64 rows, int64[B]): one row of each distinct text, and which of them every row shares."""
-    places: list[list[tuple[str, int]]] = [[] for _ in batch.tokens_BS]
-    for kind, media in batch.media.items():
-        for row, position in zip(media.rows_M.tolist(), media.positions_M.tolist(), strict=True):
+def _distinct(batch: Batch, media: MediaState | None) -> tuple[Tensor, Tensor]:
+    """Return (int64 rows, int64[B]): one row of each distinct text, and which of them every row shares.
+
+    Spliced media are part of the text: rows share it when they hold the same ones.
+    """
+    places: list[list[tuple[str, int] | tuple[str, int, int]]] = [[] for _ in batch.tokens_BS]
+    for kind, inserted in media.inserted.items() if media is not None else ():
+        for (row, start), item in zip(inserted.places, inserted.items, strict=True):
+            places[row].append((kind, start, item))
+    for kind, shown in batch.media.items():
+        for row, position in zip(shown.rows_M.tolist(), shown.positions_M.tolist(), strict=True):
             places[row].append((kind, position))
     seen: dict[tuple[object, ...], int] = {}
     first: list[int] = []

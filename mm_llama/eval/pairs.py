@@ -192,12 +192,12 @@ def evaluate_pairs(
 
 def target_log_likelihoods(model: MultimodalLlama, batch: Batch) -> Tensor:
     """Return float32[B]: the summed log-probability of each row's target tokens."""
+    with torch.inference_mode():
+        batch, media = model.prepare(batch)
     assert batch.targets_BS is not None
     at_BS = F.pad(batch.targets_BS[:, 1:], (0, 1))
     with torch.inference_mode():
-        logits_TV = model(
-            batch.tokens_BS, lengths_B=batch.lengths_B, media=model.attach(batch.media), at=at_BS
-        )
+        logits_TV = model(batch.tokens_BS, lengths_B=batch.lengths_B, media=media, at=at_BS)
         labels_T = batch.tokens_BS[batch.targets_BS]
         log_p_T = -F.cross_entropy(logits_TV, labels_T, reduction="none")
         rows_T = at_BS.nonzero()[:, 0]

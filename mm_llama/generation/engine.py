@@ -179,8 +179,13 @@ class _Run:
         """Extend every row to its end; yields (row, token) as tokens are made, without stop tokens."""
         self._start = time.perf_counter()
         with _evaluating(self.model):
-            batch = self.batch.to(self.core.embedding.weight.device)
-            media = None if isinstance(self.model, Llama) else self.model.attach(batch.media)
+            batch, media = self.batch.to(self.core.embedding.weight.device), None
+            if not isinstance(self.model, Llama):
+                batch, media = self.model.prepare(batch)
+                # What is spliced in takes as many positions as it has embeddings, which is known only now.
+                for row, length in zip(self.rows, batch.lengths_B.tolist(), strict=True):
+                    row.num_prompt_tokens = length
+                self._check_prompts()
             weight = self.core.embedding.weight
             length = max(row.num_prompt_tokens for row in self.rows) + self.max_new_tokens - 1
             config, step, cache_class = self.core.config, _forward, KVCache
@@ -305,7 +310,8 @@ def _select_rows(media: MediaState | None, places: list[int]) -> MediaState | No
                 placeholders=[(new[row], slot) for row, slot in attached.placeholders if row in new],
             )
             for kind, attached in media.attached.items()
-        }
+        },
+        {kind: inserted.rows(new) for kind, inserted in media.inserted.items()},
     )
 
 

@@ -12,7 +12,7 @@ from mm_llama.core.llama import Llama
 from mm_llama.data.collate import collate
 from mm_llama.data.media import KEYS, medium_reader
 from mm_llama.data.samples import MediaRef, Sample
-from mm_llama.model import MultimodalLlama
+from mm_llama.model import MultimodalLlama, no_adapter
 
 Prompt = Rendered | Sequence[int] | tuple[Sequence[int], Sequence[Placeholder]]
 
@@ -35,17 +35,8 @@ def make_batch(model: MultimodalLlama | Llama, prompts: Sequence[Prompt] | Batch
     kinds = {ref.kind for sample in samples for ref in sample.media}
     attached = {} if isinstance(model, Llama) else dict(model.modality.items())
     if missing := sorted(kinds - attached.keys()):
-        raise ValueError(_no_adapter(missing[0], list(attached)))
+        raise ValueError(no_adapter(missing[0], list(attached)))
     return collate(samples, {kind: _reader(model, kind) for kind in kinds})
-
-
-def _no_adapter(kind: str, attached: Sequence[str]) -> str:
-    return (
-        f"the input holds {kind}s, but no {kind} adapter is attached "
-        f"(attached: {', '.join(attached) or 'none'}): train one with `make demo` or "
-        f"`mm-llama train stage={kind}_pretrain ...`, then attach its run, "
-        f"for example load(adapters=['runs/demo/{kind}'])"
-    )
 
 
 def _sample(prompt: Prompt, name: str) -> Sample:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_llama.batch import Batch
 from mm_llama.core.llama import Llama
+from mm_llama.modality import MediaState
 from mm_llama.model import MultimodalLlama
 
 # Float32 logits of one chunk; more targets than fit are projected chunk by chunk, in the backward pass again.
@@ -35,10 +36,11 @@ def next_token(model: MultimodalLlama, batch: Batch) -> StepOutput:
     Logits exist only where a target is predicted. Raises ValueError naming the source of a row whose targets
     cannot be predicted.
     """
+    batch, media = model.prepare(batch)
     at_BS = predicting(batch)
     assert batch.targets_BS is not None
     labels_T = batch.tokens_BS[batch.targets_BS]
-    states_TD = _states(model, batch)[at_BS]
+    states_TD = states(model, batch, media)[at_BS]
     loss_sum, num_correct = cross_entropy(model.core, states_TD, labels_T)
     num_targets = len(labels_T)
     return StepOutput(loss_sum, num_targets, {"accuracy": num_correct / max(1, num_targets)})
@@ -106,8 +108,8 @@ def _chunk_loss(core: Llama, states_TD: Tensor, labels_T: Tensor) -> tuple[Tenso
     return F.cross_entropy(logits_TV, labels_T, reduction="sum"), num_correct
 
 
-def _states(model: MultimodalLlama, batch: Batch) -> Tensor:
-    media = model.attach(batch.media, batch.documents_BS)
+def states(model: MultimodalLlama, batch: Batch, media: MediaState | None) -> Tensor:
+    """Return the states after the core's last norm, float[B, S, D], of what `model.prepare` gave."""
     return model.hidden(
         batch.tokens_BS,
         lengths_B=batch.lengths_B,

@@ -157,7 +157,7 @@ def test_values_that_are_not_finite_are_refused_with_the_picture_named(tmp_path)
 
 
 def test_features_of_another_form_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"gave features of shape \[1, 6\] for 1 media, not \[n, N, E\]"):
+    with pytest.raises(ValueError, match=r"gave features of shapes \[\[6\]\] for 1 media, not \[n, N, E\]"):
         FeatureCache(tmp_path, "e", "p").build(refs(1), load, lambda pixels: Encoder()(pixels).flatten(1))
 
 

@@ -1,0 +1,241 @@
+"""The speech adapter (paper section 8.1.2): a strided convolution, a rotary layer, a map to the width of the core.
+
+What comes out stands in the token stream between two spans of own token embeddings (the paper's two special tokens; a
+small core needs more of them to be told what to do). At the paper's rate every frame of 80 ms is one embedding. A small
+core that was never finetuned on text cannot read that: it copies one embedding for one token and nothing else, so with
+`emit="tokens"` a readout over pieces of the core's own vocabulary says where tokens are (connectionist temporal
+classification, Graves et al. 2006), and each run of frames becomes one embedding, the mean of the table's by what the
+readout believes.
+
+Shapes: M recordings, T encoder frames, E encoder width, W adapter width, F frames of the adapter, D core width, V rows
+of the core's embedding table, P pieces, n embeddings of a recording.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
+from mm_llama.core.llama import Rope, rotate
+
+EMIT = ("frames", "tokens")
+
+
+@dataclass
+class Heard:
+    """What the adapter makes of recordings before anything enters the core."""
+
+    states_MFD: Tensor  # in the core's width
+    lengths_M: Tensor  # int64, frames of each that are real
+    log_probs_MFP: Tensor | None  # float32, the blank first; None without a readout
+
+
+class SpeechAdapter(nn.Module):
+    """Features float[T, E] of recordings to embeddings float[n, D]; `stack` encoder frames are laid side by side first.
+
+    Of a paper-size Conformer (40 ms) the defaults make 80 ms; Whisper's frames of 20 ms need `stack` 2 for that.
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        dim: int,
+        width: int = 3072,
+        num_layers: int = 1,
+        num_heads: int = 24,
+        ffn_width: int = 4096,
+        stack: int = 1,
+        kernel: int = 3,
+        stride: int = 2,
+        emit: str = "frames",
+        num_pieces: int = 0,
+        num_begin: int = 1,
+        num_end: int = 1,
+        norm_eps: float = 1e-5,
+        seed: int = 0,
+    ) -> None:
+        """`num_pieces` > 0 adds the readout, over the table's first so many rows; 0 leaves it out."""
+        super().__init__()
+        if emit not in EMIT:
+            raise ValueError(f"emit is {emit!r}, expected one of {', '.join(EMIT)}")
+        if emit == "tokens" and not num_pieces:
+            raise ValueError("emit=tokens needs a readout to find tokens with: set num_pieces")
+        if width % num_heads or (width // num_heads) % 2:
+            raise ValueError(f"a width of {width} does not give {num_heads} heads of an even width")
+        if min(stack, kernel, stride, num_layers) < 1 or kernel % 2 == 0 or min(num_begin, num_end) < 0:
+            raise ValueError(
+                f"stack={stack}, stride={stride}, num_layers={num_layers} are at least 1, kernel={kernel} is odd, "
+                f"num_begin={num_begin} and num_end={num_end} are not below 0"
+            )
+        self.encoder_dim, self.dim, self.stack, self.stride = encoder_dim, dim, stack, stride
+        self.emit, self.num_pieces = emit, num_pieces
+        self.norm = RMSNorm(encoder_dim * stack, norm_eps)
+        self.convolution = nn.Conv1d(encoder_dim * stack, width, kernel, stride, padding=kernel // 2)
+        self.layers: Any = nn.ModuleList(
+            SpeechLayer(width, num_heads, ffn_width, norm_eps) for _ in range(num_layers)
+        )
+        self.output_norm = RMSNorm(width, norm_eps)
+        self.output = Linear(width, dim, bias=True)
+        self.blank = Linear(width, 1, bias=True) if num_pieces else None
+        self.sharpness = nn.Parameter(torch.zeros(())) if num_pieces else None  # of the readout, a logarithm
+        self.begin = nn.Parameter(torch.zeros(num_begin, dim))
+        self.end = nn.Parameter(torch.zeros(num_end, dim))
+        if not self.output.weight.is_meta:
+            self.init_weights(seed)
+
+    def init_weights(self, seed: int) -> None:
+        """Draw matrices with 1/sqrt(fan-in), those that end a branch also by 1/sqrt(2 layers); own tokens with 0.1."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if name in ("begin", "end"):
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+                elif weight.ndim > 1:
+                    std = 1 / math.sqrt(weight[0].numel())
+                    if name.endswith((".o.weight", ".down.weight")):
+                        std /= math.sqrt(2 * len(self.layers))
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+                elif name != "sharpness":
+                    weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+
+    def num_frames(self, num_encoder_frames: Any) -> Any:
+        """Return how many frames the adapter makes of so many encoder frames; a rest of the last stack is dropped."""
+        return -(-(num_encoder_frames // self.stack) // self.stride)
+
+    def num_positions(self, num_encoder_frames: int) -> int:
+        """Return how many positions of a row that takes, its own tokens included; with emit=tokens, at most."""
+        return len(self.begin) + int(self.num_frames(num_encoder_frames)) + len(self.end)
+
+    def forward(self, features: Sequence[Tensor], table_VD: Tensor) -> list[Tensor]:
+        """Return each recording's embeddings float[n, D], own tokens around them. `table_VD` is the core's table."""
+        return self.embeddings(self.hear(features, table_VD), table_VD)
+
+    def hear(self, features: Sequence[Tensor], table_VD: Tensor) -> Heard:
+        """Run recordings, each float[T, E], together; what one gives does not depend on the others."""
+        for item in features:
+            if item.ndim != 2 or item.shape[1] != self.encoder_dim:
+                raise ValueError(
+                    f"the speech adapter expects features [T, {self.encoder_dim}] (modality.speech.encoder), but "
+                    f"these are {list(item.shape)}"
+                )
+            if len(item) < self.stack:
+                raise ValueError(f"a recording of {len(item)} encoder frames is too short to be heard")
+        counts = [len(item) // self.stack for item in features]
+        stacked = [
+            item[: count * self.stack].unflatten(0, (count, self.stack)).flatten(1)
+            for item, count in zip(features, counts, strict=True)
+        ]
+        x_MTE = self.norm(nn.utils.rnn.pad_sequence(stacked, batch_first=True))
+        device = x_MTE.device
+        ragged = len(set(counts)) > 1
+        if ragged:
+            real_MT = (
+                torch.arange(x_MTE.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+            )
+            x_MTE = x_MTE * real_MT[..., None]
+        weight, bias = self.convolution.weight.to(x_MTE.dtype), self.convolution.bias
+        assert bias is not None
+        x_MWF = F.conv1d(
+            x_MTE.transpose(1, 2), weight, bias.to(x_MTE.dtype), self.stride, self.convolution.padding
+        )
+        x = F.gelu(x_MWF).transpose(1, 2)
+        lengths_M = torch.tensor([-(-count // self.stride) for count in counts], device=device)
+        mask = None
+        if ragged:
+            frames_F = torch.arange(x.shape[1], device=device)
+            mask = (frames_F < lengths_M[:, None])[:, None]
+        rope = _rope(x.shape[1], self.layers[0].head_dim, device)
+        for layer in self.layers:
+            x = layer(x, rope, mask)
+        x = self.output_norm(x)
+        states_MFD = self.output(x)
+        return Heard(states_MFD, lengths_M, self._read(x, states_MFD, table_VD))
+
+    def _read(self, x_MFW: Tensor, states_MFD: Tensor, table_VD: Tensor) -> Tensor | None:
+        if self.blank is None or self.sharpness is None:
+            return None
+        pieces_PD = table_VD[: self.num_pieces].to(states_MFD.dtype)
+        scores_MFP = (states_MFD @ pieces_PD.T).float() * self.sharpness.float().exp()
+        return torch.cat((self.blank(x_MFW).float(), scores_MFP), dim=-1).log_softmax(-1)
+
+    def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
+        """Return what enters the core, float[n, D] each."""
+        dtype = table_VD.dtype
+        spans = []
+        for row, count in enumerate(heard.lengths_M.tolist()):
+            if self.emit == "frames":
+                inner = heard.states_MFD[row, :count]
+            else:
+                assert heard.log_probs_MFP is not None
+                inner = collapse(heard.log_probs_MFP[row, :count]) @ table_VD[: self.num_pieces].float()
+            spans.append(torch.cat((self.begin.to(dtype), inner.to(dtype), self.end.to(dtype))))
+        return spans
+
+    def best_pieces(self, heard: Heard) -> list[list[tuple[int, int, int]]]:
+        """Return (piece, first frame, end frame) of each run of frames that hears one, by recording."""
+        if heard.log_probs_MFP is None:
+            raise ValueError("this adapter has no readout (num_pieces is 0), so no pieces to tell")
+        best = heard.log_probs_MFP.argmax(-1).cpu()
+        return [
+            [(piece - 1, first, end) for piece, first, end in runs(best[row, :count]) if piece]
+            for row, count in enumerate(heard.lengths_M.tolist())
+        ]
+
+
+def runs(best_F: Tensor) -> list[tuple[int, int, int]]:
+    """Return (value, first, end) of each run of equal values of int64[F]."""
+    if not len(best_F):
+        return []
+    values, counts = torch.unique_consecutive(best_F, return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return list(zip(values.tolist(), [0, *ends[:-1]], ends, strict=True))
+
+
+def collapse(log_probs_FP: Tensor) -> Tensor:
+    """Return float32[n, P - 1], for each run of frames with one best piece how likely each piece is, blank left out.
+
+    Frames of a run count by how sure they are that there is a piece at all. Which frames form a run is decided, not
+    learned; what a run means has a gradient.
+    """
+    found = [(first, end) for piece, first, end in runs(log_probs_FP.argmax(-1)) if piece]
+    if not found:
+        return log_probs_FP.new_zeros(0, log_probs_FP.shape[-1] - 1)
+    probs = log_probs_FP[:, 1:].exp()
+    parts = torch.stack([probs[first:end].sum(0) for first, end in found])
+    return parts / parts.sum(-1, keepdim=True)
+
+
+class SpeechLayer(nn.Module):
+    """Rotary self-attention and SwiGLU, each behind an RMSNorm and a residual; every frame sees every other."""
+
+    def __init__(self, width: int, num_heads: int, ffn_width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, width // num_heads
+        self.attention_norm = RMSNorm(width, norm_eps)
+        self.q, self.k, self.v, self.o = (Linear(width, width) for _ in range(4))
+        self.feed_forward_norm = RMSNorm(width, norm_eps)
+        self.feed_forward = FeedForward(width, ffn_width)
+
+    def forward(self, x_MFW: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
+        """Map float[M, F, W]; bool `mask` [M, 1, F] is True for frames that are seen."""
+        normed = self.attention_norm(x_MFW)
+        q, k, v = (split_heads(part(normed), self.num_heads) for part in (self.q, self.k, self.v))
+        seen = attend(rotate(q, rope), rotate(k, rope), v, mask)
+        x = x_MFW + self.o(merge_heads(seen))
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return out
+
+
+def _rope(num_frames: int, head_dim: int, device: torch.device, base: float = 10_000.0) -> Rope:
+    """Return cosines and signed sines, float32[1, 1, F, d], as `mm_llama.core.llama.rotate` takes them."""
+    exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim
+    angles = torch.arange(num_frames, device=device)[None, None, :, None].float() / base**exponents
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -1,0 +1,236 @@
+"""What the speech adapter learns from, in turn: copying text, reading recordings without the core, and through it.
+
+A frozen core that was finetuned to repeat and to translate needs the last alone, as in the paper (section 8.2.1). A
+small one first has to be told, by the tokens that the adapter puts around a recording, to say what stands there
+(`Copy`: true text embeddings in place of the recording's); and where it copies tokens and nothing else, what becomes
+one token is found by the readout (`Readout`). `Recognise` is `next_token` with the readout as an aid.
+
+Shapes: B batch, S positions, M recordings, F adapter frames, P pieces, D core width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adapters.speech import Heard, runs
+from mm_llama.batch import Batch, Media
+from mm_llama.core.chat import ChatFormat
+from mm_llama.core.pieces import Pieces
+from mm_llama.eval.answers import answer_accuracy
+from mm_llama.model import MultimodalLlama
+from mm_llama.stages.steps import StepOutput, count_targets, cross_entropy, predicting, states
+
+KIND = "speech"
+
+
+class Copy:
+    """The rows of a batch with the embeddings of what was said in place of what was heard: own tokens learn alone.
+
+    `noise` is the deviation of what is added to each embedding, as a share of the table's: what comes of recordings
+    later is not as clean as text.
+    """
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise = noise
+        self.pieces: Pieces | None = None
+
+    def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
+        """Be told, before anything else, with whom and in which words."""
+        self.pieces = pieces_of(model, chat)
+
+    def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
+        """Return the loss of the targets after copied text."""
+        return _through_core(model, batch, {KIND: self.embeddings(model, batch)})
+
+    def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return {"answers": share of rows repeated exactly}, each token predicted from the true ones before it."""
+        noise, self.noise = self.noise, 0.0
+        try:
+            return answer_accuracy(
+                model, batches, lambda batch: {KIND: self.embeddings(model, batch)} if batch.media else {}
+            )
+        finally:
+            self.noise = noise
+
+    def embeddings(self, model: MultimodalLlama, batch: Batch) -> list[Tensor]:
+        """Return float[n, D] for each recording of the batch: own tokens around what was said in it."""
+        adapter, table_VD = model.modality[KIND].adapter, model.core.embedding.weight
+        found = []
+        for pieces in _transcripts(batch, self.pieces):
+            inner = F.embedding(torch.tensor(pieces, device=table_VD.device), table_VD)
+            if self.noise:
+                inner = inner + torch.randn_like(inner) * (self.noise * inner.std())
+            found.append(torch.cat((adapter.begin.to(inner.dtype), inner, adapter.end.to(inner.dtype))))
+        return found
+
+
+class Readout:
+    """The readout alone: no core is run. The loss is that of connectionist temporal classification, per piece."""
+
+    def __init__(self, hide: float = 0.0) -> None:
+        """`hide` > 0 hides spans of features and bands of their values, up to this share of a recording in all."""
+        self.hide = hide
+        self.pieces: Pieces | None = None
+
+    def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
+        """Be told, before anything else, with whom and in which words."""
+        self.pieces = pieces_of(model, chat)
+
+    def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
+        """Return the loss of the pieces said in the batch's recordings."""
+        heard = _hear(model, batch, self.hide)
+        targets = _transcripts(batch, self.pieces)
+        wrong, total = piece_errors(heard, targets)
+        loss = ctc_loss(heard, targets)
+        return StepOutput(loss, self.count(batch), {"piece_errors": wrong / max(1, total)})
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of pieces said in the batch."""
+        return sum(map(len, _transcripts(batch, self.pieces)))
+
+    def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the readout's loss per piece and its piece errors (insertions, deletions, substitutions)."""
+        loss, wrong, total = 0.0, 0, 0
+        for batch in batches:
+            with torch.inference_mode():
+                heard = _hear(model, batch)
+            targets = _transcripts(batch, self.pieces)
+            loss += float(ctc_loss(heard, targets))
+            found, count = piece_errors(heard, targets)
+            wrong, total = wrong + found, total + count
+        return {"readout_loss": loss / max(1, total), "piece_errors": wrong / max(1, total)}
+
+
+class Recognise:
+    """`next_token` over rows with recordings; `readout_weight` > 0 adds the readout's loss as a training aid."""
+
+    def __init__(self, readout_weight: float = 0.0, hide: float = 0.0) -> None:
+        self.readout_weight, self.hide = readout_weight, hide
+        self.pieces: Pieces | None = None
+
+    def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
+        """Be told, before anything else, with whom and in which words."""
+        if self.readout_weight:
+            self.pieces = pieces_of(model, chat)
+
+    def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
+        """Return the loss of the targets; the readout's is added as a sum over the pieces said."""
+        if KIND not in batch.media:
+            return _through_core(model, batch, {})
+        heard = _hear(model, batch, self.hide)
+        adapter, table_VD = model.modality[KIND].adapter, model.core.embedding.weight
+        output = _through_core(model, batch, {KIND: adapter.embeddings(heard, table_VD)})
+        if self.readout_weight:
+            loss = ctc_loss(heard, _transcripts(batch, self.pieces))
+            output.metrics["readout_loss"] = float(loss.detach()) / max(1, output.num_targets)
+            output.loss_sum = output.loss_sum + self.readout_weight * loss
+        return output
+
+
+def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces:
+    """Return the pieces that the speech adapter's readout knows. Raises ValueError when it has none."""
+    if KIND not in model.modality:
+        raise ValueError("this step needs a speech adapter: choose modality/speech=NAME")
+    num_pieces = getattr(model.modality[KIND].adapter, "num_pieces", 0)
+    if not num_pieces:
+        raise ValueError(
+            "this step needs the adapter's readout: set modality.speech.adapter.num_pieces, for example 4096"
+        )
+    return Pieces(chat.tokenizer, num_pieces)
+
+
+def ctc_loss(heard: Heard, targets: Sequence[Sequence[int]]) -> Tensor:
+    """Return the summed float32 loss of the pieces of each recording; of one too short for its pieces it is zero."""
+    assert heard.log_probs_MFP is not None
+    device = heard.log_probs_MFP.device
+    said = torch.tensor([piece + 1 for pieces in targets for piece in pieces], device=device)
+    return F.ctc_loss(
+        heard.log_probs_MFP.transpose(0, 1),
+        said,
+        heard.lengths_M,
+        torch.tensor([len(pieces) for pieces in targets], device=device),
+        reduction="sum",
+        zero_infinity=True,
+    )
+
+
+def piece_errors(heard: Heard, targets: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return how many edits lead from the best pieces to those said, and how many were said."""
+    assert heard.log_probs_MFP is not None
+    best = heard.log_probs_MFP.detach().argmax(-1).cpu()
+    wrong = 0
+    for row, (count, said) in enumerate(zip(heard.lengths_M.tolist(), targets, strict=True)):
+        found = [piece - 1 for piece, _, _ in runs(best[row, :count]) if piece]
+        wrong += _edits(found, list(said))
+    return wrong, sum(map(len, targets))
+
+
+def _edits(found: list[int], said: list[int]) -> int:
+    """Levenshtein's distance."""
+    before = list(range(len(said) + 1))
+    for i, one in enumerate(found, start=1):
+        row = [i]
+        for j, other in enumerate(said, start=1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (one != other)))
+        before = row
+    return before[-1]
+
+
+def _through_core(model: MultimodalLlama, batch: Batch, embeddings: dict[str, list[Tensor]]) -> StepOutput:
+    batch, media = model.prepare(batch, embeddings)
+    at_BS = predicting(batch)
+    assert batch.targets_BS is not None
+    labels_T = batch.tokens_BS[batch.targets_BS]
+    loss_sum, num_correct = cross_entropy(model.core, states(model, batch, media)[at_BS], labels_T)
+    num_targets = count_targets(batch)
+    return StepOutput(loss_sum, num_targets, {"accuracy": num_correct / max(1, num_targets)})
+
+
+def _hear(model: MultimodalLlama, batch: Batch, hide: float = 0.0) -> Heard:
+    modality, table_VD = model.modality[KIND], model.core.embedding.weight
+    features = modality.encode(_recordings(batch), table_VD.dtype)
+    if hide:
+        features = [hidden_spans(item, hide) for item in features]
+    heard: Heard = modality.adapter.hear(features, table_VD)
+    return heard
+
+
+def hidden_spans(features_TE: Tensor, share: float) -> Tensor:
+    """Return features with two spans of time and one band of values zero: SpecAugment after the encoder.
+
+    Each span is up to half of `share` of the recording, the band up to a tenth of the values; drawn from torch's
+    global generator, which checkpoints keep.
+    """
+    T, E = features_TE.shape
+    hidden = features_TE.clone()
+    for _ in range(2):
+        width = int(torch.randint(0, int(share * T / 2) + 1, ()))
+        start = int(torch.randint(0, T - width + 1, ()))
+        hidden[start : start + width] = 0
+    width = int(torch.randint(0, E // 10 + 1, ()))
+    start = int(torch.randint(0, E - width + 1, ()))
+    hidden[:, start : start + width] = 0
+    return hidden
+
+
+def _recordings(batch: Batch) -> Media:
+    if KIND not in batch.media:
+        raise ValueError(f"no row of this batch has a recording, the first is {batch.source_of(0, 0)}")
+    return batch.media[KIND]
+
+
+def _transcripts(batch: Batch, pieces: Pieces | None) -> list[list[int]]:
+    media: Any = _recordings(batch)
+    if pieces is None:
+        raise ValueError("the step was not told of its model and tokenizer: call `meet` first")
+    if len(media.transcripts) != len(media.items) or not all(media.transcripts):
+        raise ValueError(
+            f"a recording of this batch has no transcript (near {batch.source_of(0, 0)}): this step learns from what "
+            'is said; give {"type": "audio", "path": ..., "transcript": ...}'
+        )
+    return [pieces.split(tokens) for tokens in media.transcripts]
