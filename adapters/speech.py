@@ -30,11 +30,25 @@ EMIT = ("frames", "tokens")
 
 @dataclass
 class Heard:
-    """What the adapter makes of recordings before anything enters the core."""
+    """What the adapter makes of recordings before anything enters the core.
+
+    Of a frame, the readout gives the blank and every piece a score, and `normaliser` is the logarithm of the sum of
+    their exponentials: a score less it is a log-probability. There are none without a readout.
+    """
 
     states_MFD: Tensor  # in the core's width
     lengths_M: Tensor  # int64, frames of each that are real
-    log_probs_MFP: Tensor | None  # float32, the blank first; None without a readout
+    blank_MF: Tensor | None = None  # float32
+    scores_MFP: Tensor | None = None
+    normaliser_MF: Tensor | None = None  # float32
+
+    def best(self) -> Tensor:
+        """Return int64[M, F]: the likeliest piece of each frame plus one, 0 for the blank."""
+        scores_MFP, blank_MF = self.scores_MFP, self.blank_MF
+        if scores_MFP is None or blank_MF is None:
+            raise ValueError("this adapter has no readout (num_pieces is 0), so no pieces to tell")
+        value, piece = scores_MFP.detach().max(-1)
+        return torch.where(blank_MF.detach() >= value.float(), 0, piece + 1)
 
 
 class SpeechAdapter(nn.Module):
@@ -156,36 +170,53 @@ class SpeechAdapter(nn.Module):
             x = layer(x, rope, mask)
         x = self.output_norm(x)
         states_MFD = self.output(x)
-        return Heard(states_MFD, lengths_M, self._read(x, states_MFD, table_VD))
-
-    def _read(self, x_MFW: Tensor, states_MFD: Tensor, table_VD: Tensor) -> Tensor | None:
         if self.blank is None or self.sharpness is None:
-            return None
-        pieces_PD = table_VD[: self.num_pieces].to(states_MFD.dtype)
-        scores_MFP = (states_MFD @ pieces_PD.T).float() * self.sharpness.float().exp()
-        return torch.cat((self.blank(x_MFW).float(), scores_MFP), dim=-1).log_softmax(-1)
+            return Heard(states_MFD, lengths_M)
+        # The states are made sharper, not the scores, of which there are many times more.
+        sharp_MFD = states_MFD * self.sharpness.exp().to(states_MFD.dtype)
+        scores_MFP = sharp_MFD @ table_VD[: self.num_pieces].to(states_MFD.dtype).T
+        blank_MF = self.blank(x)[..., 0].float()
+        normaliser_MF = torch.logaddexp(log_sum_exp(scores_MFP), blank_MF)
+        return Heard(states_MFD, lengths_M, blank_MF, scores_MFP, normaliser_MF)
 
     def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
         """Return what enters the core, float[n, D] each."""
         dtype = table_VD.dtype
-        spans = []
-        for row, count in enumerate(heard.lengths_M.tolist()):
-            if self.emit == "frames":
-                inner = heard.states_MFD[row, :count]
-            else:
-                assert heard.log_probs_MFP is not None
-                inner = collapse(heard.log_probs_MFP[row, :count]) @ table_VD[: self.num_pieces].float()
-            spans.append(torch.cat((self.begin.to(dtype), inner.to(dtype), self.end.to(dtype))))
-        return spans
+        inner = self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD)
+        return [torch.cat((self.begin.to(dtype), part.to(dtype), self.end.to(dtype))) for part in inner]
+
+    def _frames(self, heard: Heard) -> list[Tensor]:
+        return [
+            states[:count] for states, count in zip(heard.states_MFD, heard.lengths_M.tolist(), strict=True)
+        ]
+
+    def _tokens(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
+        """One embedding for each run of frames with one best piece: the mean of the table by what the readout believes.
+
+        Frames of a run count by how sure they are that there is a piece at all. Which frames form a run is decided, not
+        learned; what a run means has a gradient.
+        """
+        assert heard.scores_MFP is not None and heard.normaliser_MF is not None
+        pieces_PD = table_VD[: self.num_pieces]
+        found = []
+        for row, spans in enumerate(self.best_pieces(heard)):
+            if not spans:
+                found.append(pieces_PD.new_zeros(0, self.dim))
+                continue
+            logs = heard.scores_MFP[row].float() - heard.normaliser_MF[row, :, None]
+            parts = torch.stack([logs[first:end].exp().sum(0) for _, first, end in spans])
+            found.append((parts / parts.sum(-1, keepdim=True)).to(pieces_PD.dtype) @ pieces_PD)
+        return found
 
     def best_pieces(self, heard: Heard) -> list[list[tuple[int, int, int]]]:
-        """Return (piece, first frame, end frame) of each run of frames that hears one, by recording."""
-        if heard.log_probs_MFP is None:
-            raise ValueError("this adapter has no readout (num_pieces is 0), so no pieces to tell")
-        best = heard.log_probs_MFP.argmax(-1).cpu()
+        """Return (piece, first frame, end frame) of each run of frames that hears one, by recording.
+
+        Raises ValueError for an adapter without a readout.
+        """
+        best_MF = heard.best().cpu()
         return [
-            [(piece - 1, first, end) for piece, first, end in runs(best[row, :count]) if piece]
-            for row, count in enumerate(heard.lengths_M.tolist())
+            [(piece - 1, first, end) for piece, first, end in runs(best_F[:count]) if piece]
+            for best_F, count in zip(best_MF, heard.lengths_M.tolist(), strict=True)
         ]
 
 
@@ -198,18 +229,37 @@ def runs(best_F: Tensor) -> list[tuple[int, int, int]]:
     return list(zip(values.tolist(), [0, *ends[:-1]], ends, strict=True))
 
 
-def collapse(log_probs_FP: Tensor) -> Tensor:
-    """Return float32[n, P - 1], for each run of frames with one best piece how likely each piece is, blank left out.
+def log_sum_exp(scores: Tensor) -> Tensor:
+    """Return float32[...] of scores [..., P]: as `torch.logsumexp` in float32, in fewer passes over memory."""
+    found: Tensor = _LogSumExp.apply(scores)
+    return found
 
-    Frames of a run count by how sure they are that there is a piece at all. Which frames form a run is decided, not
-    learned; what a run means has a gradient.
-    """
-    found = [(first, end) for piece, first, end in runs(log_probs_FP.argmax(-1)) if piece]
-    if not found:
-        return log_probs_FP.new_zeros(0, log_probs_FP.shape[-1] - 1)
-    probs = log_probs_FP[:, 1:].exp()
-    parts = torch.stack([probs[first:end].sum(0) for first, end in found])
-    return parts / parts.sum(-1, keepdim=True)
+
+class _LogSumExp(torch.autograd.Function):
+    """A few rows at a time, so that what is computed of them in float32 stays in the cache."""
+
+    ROWS = 32
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        rows = scores.flatten(0, -2).split(_LogSumExp.ROWS)
+        found = torch.cat([part.float().logsumexp(-1) for part in rows]).view(scores.shape[:-1])
+        ctx.save_for_backward(scores, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        scores, found = ctx.saved_tensors
+        made = torch.empty_like(scores)
+        parts = (
+            scores.flatten(0, -2),
+            found.flatten(),
+            gradients[0].flatten(),
+            made.flatten(0, -2),
+        )
+        for rows, sums, gradient, out in zip(*(part.split(_LogSumExp.ROWS) for part in parts), strict=True):
+            out.copy_((rows.float() - sums[:, None]).exp_().mul_(gradient[:, None]))
+        return made
 
 
 class SpeechLayer(nn.Module):

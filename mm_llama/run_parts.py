@@ -75,13 +75,14 @@ def _check_beside(run: Path, name: str, start: Path) -> None:
 def _parts_before(run: Path) -> list[tuple[Path, str]]:
     """Return the runs that a run took a frozen encoder from, which its own checkpoint does not hold, and its prefix."""
     from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
+    from mm_llama.stages.identity import is_encoder
 
     frozen = read_state(find_checkpoint(run))["encoders"]
     init = read_run_config(run)["stage"].get("init") or {}
     return [
         (Path(start), f"modality.{key}")
         for key, start in init.items()
-        if start and "." in key and key.split(".")[0] in frozen
+        if start and is_encoder(f"modality.{key}") and key.split(".")[0] in frozen
     ]
 
 

@@ -72,13 +72,14 @@ class StageSchema:
 
 @dataclass
 class OptimSchema:
-    """AdamW and its schedule; gates get `gate_lr_multiple` times the rate and no decay."""
+    """AdamW and its schedule; gates, and what `gates` names, get `gate_lr_multiple` times the rate and no decay."""
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
     gate_lr_multiple: float = 1.0
+    gates: list[str] = field(default_factory=list)
     warmup_steps: int = 0
     schedule: str = "cosine"
     final_fraction: float = 0.0

@@ -11,12 +11,14 @@ from mm_llama.malloc import keep_freed_memory
 
 # verb -> (module, what it does); help is printed from here.
 VERBS = {
-    "ask": ("ask", "answer a question, with pictures or without"),
+    "ask": ("ask", "answer a question, written or spoken, with pictures or without"),
+    "transcribe": ("transcribe", "write down what is said, as text or subtitles"),
+    "translate": ("translate", "write down what is said in another language"),
     "train": (
         "train",
         "run one training stage (Hydra overrides; -m sweeps; the same command again continues)",
     ),
-    "eval": ("eval", "measure: vqa, clips, captions, mmlu"),
+    "eval": ("eval", "measure: vqa, clips, captions, speech, mmlu"),
     "average": ("average", "rank finished runs and average the weights of the best"),
     "bench": ("bench", "measure speed on this machine: image, video, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
@@ -29,7 +31,7 @@ VERBS = {
 }
 
 # Verbs that run a model.
-COMPUTING = ("ask", "train", "eval", "proof")
+COMPUTING = ("ask", "transcribe", "translate", "train", "eval", "proof")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +74,7 @@ def eval_main() -> int:
 
 def _help() -> str:
     lines = ["usage: mm-llama VERB ...", ""]
-    lines += [f"  {verb:<8} {what}" for verb, (_, what) in VERBS.items()]
+    lines += [f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()]
     lines += ["", "`mm-llama VERB --help` says more. MM_LLAMA_DEBUG=1 shows where an error came from."]
     return "\n".join(lines)
 

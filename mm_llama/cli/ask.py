@@ -1,4 +1,4 @@
-"""`mm-llama ask [FILES...] "question"`: an answer about pictures and clips, or to plain text. Plain arguments.
+"""`mm-llama ask [FILES...] "question"`: an answer about pictures and clips, to plain text, or to a recording.
 
 Everything that can be wrong with the arguments and the files is found before torch is imported.
 """
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from mm_llama.generation.engine import Generated, TextStream
 
 # Where `make demo` leaves them, by what they see.
-DEFAULT_ADAPTERS = {"image": Path("runs/demo/image"), "video": Path("runs/demo/video")}
+DEFAULT_ADAPTERS = {
+    "image": Path("runs/demo/image"),
+    "video": Path("runs/demo/video"),
+    "speech": Path("runs/demo/speech"),
+}
 DEFAULT_ADAPTER = DEFAULT_ADAPTERS["image"]
 
 _EXAMPLES = """examples:
@@ -32,6 +36,8 @@ _EXAMPLES = """examples:
   mm-llama ask before.png after.png "What has changed?"
   mm-llama ask clip.mp4 "What is happening?"
   mm-llama ask "What is the capital of France?"
+  mm-llama ask question.wav
+  mm-llama ask photo.jpg question.wav
 """
 
 
@@ -53,13 +59,13 @@ def main(argv: list[str]) -> int:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
     loaded = time.perf_counter()
-    if "speech" not in assistant.model.modality:
-        for medium in media:
-            if medium.has_sound:
-                print(
-                    f"note: the sound of {medium.file} is not heard, only its pictures are seen",
-                    file=sys.stderr,
-                )
+    for medium in media:
+        if medium.has_sound:
+            print(
+                f"note: the sound of {medium.file} is not heard, only its pictures are seen; "
+                f"`mm-llama transcribe {medium.file}` writes down what is said",
+                file=sys.stderr,
+            )
     answer = assistant.chat(
         _messages(media, question),
         max_new_tokens=options.max_new_tokens,
@@ -111,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="FILES ... question",
-        help="pictures (JPEG, PNG, WEBP, GIF) and clips (MP4, MOV, WebM, MKV, AVI, animated GIF and WEBP), "
-        "then the question",
+        help="pictures (JPEG, PNG, WEBP, GIF), clips (MP4, MOV, WebM, MKV, AVI, animated GIF and WEBP) and "
+        "recordings (WAV, FLAC, Ogg, MP3, M4A), then the question, unless a recording asks it",
     )
     add(
         "--core",
@@ -124,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="RUN",
         help="folder of a finished run; may be repeated "
-        f"(default: {DEFAULT_ADAPTERS['image']} for pictures, {DEFAULT_ADAPTERS['video']} for clips)",
+        f"(default: {', '.join(str(run) for run in DEFAULT_ADAPTERS.values())}, as far as the files need them)",
     )
     add("--system", metavar="TEXT", help="a system message before the question")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")
@@ -158,8 +164,11 @@ def _files_and_question(words: Sequence[str]) -> tuple[list[str], str]:
     if not question.strip():
         raise ValueError(f"the question is empty; {example}")
     if os.path.isfile(question):
+        # A question may be asked aloud: then there is none in writing.
+        if any(medium_of(file) == "audio" for file in words if os.path.isfile(file)):
+            return list(words), ""
         raise ValueError(
-            f"{question} is a file, so the question is missing: it comes last, in quotes; {example}"
+            f"{question} is a file, so the question is missing: it comes last, in quotes, or is a recording; {example}"
         )
     if os.path.isdir(question):
         raise ValueError(f"{question} is a folder: give files one by one and the question last; {example}")
@@ -184,7 +193,7 @@ def _open(file: str) -> _Medium:
     if kind == "video":
         return _Medium(file, kind, file, probe_clip(file).has_audio)
     if kind == "audio":
-        raise ValueError(f"{file} is a recording, and `ask` takes pictures and clips only so far")
+        return _Medium(file, "speech", file)
     try:
         return _Medium(file, "image", open_image(file))
     except FileNotFoundError:
@@ -216,8 +225,9 @@ def _adapters(given: list[str] | None, media: list[_Medium], core: str) -> list[
     for kind, file in first.items():
         if not DEFAULT_ADAPTERS[kind].is_dir():
             raise ValueError(
-                f"there is no trained {kind} adapter to see {file} with ({DEFAULT_ADAPTERS[kind]} does not exist "
-                f"here): train one with `make demo` (minutes) or `mm-llama train stage={kind}_pretrain ...`, "
+                f"there is no trained {kind} adapter to {'hear' if kind == 'speech' else 'see'} {file} with "
+                f"({DEFAULT_ADAPTERS[kind]} does not exist here): train one with `make demo` (minutes) or "
+                f"`mm-llama train stage={kind}_{'sft' if kind == 'speech' else 'pretrain'} ...`, "
                 "or name a finished run with --adapter RUN"
             )
     # A video adapter reads the image encoder, so its run comes with the image run.
@@ -226,8 +236,12 @@ def _adapters(given: list[str] | None, media: list[_Medium], core: str) -> list[
 
 
 def _messages(media: list[_Medium], question: str) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [{"type": medium.kind, medium.kind: medium.source} for medium in media]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+    parts: list[dict[str, Any]] = []
+    for medium in media:
+        key = "audio" if medium.kind == "speech" else medium.kind
+        parts.append({"type": key, key: medium.source})
+    written = [{"type": "text", "text": question}] if question else []
+    return [{"role": "user", "content": [*parts, *written]}]
 
 
 def _show(answer: TextStream, *, whole: bool, limit: int) -> int:

@@ -44,13 +44,24 @@ LIBRARIES: dict[str, dict[str, str]] = {
     },
     "train": {"tensorboard": "tensorboard", "psutil": "psutil"},
     "video": {"decord2": "decord", "av": "av"},
-    "speech": {"torchaudio": "torchaudio", "soundfile": "soundfile", "soxr": "soxr", "av": "av"},
+    "speech": {
+        "torchaudio": "torchaudio",
+        "soundfile": "soundfile",
+        "soxr": "soxr",
+        "av": "av",
+        "onnxruntime": "onnxruntime",
+    },
     "sweep": {
         "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher",
         "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher",
         "matplotlib": "matplotlib",
     },
-    "eval": {"matplotlib": "matplotlib", "jiwer": "jiwer", "sacrebleu": "sacrebleu"},
+    "eval": {
+        "matplotlib": "matplotlib",
+        "jiwer": "jiwer",
+        "sacrebleu": "sacrebleu",
+        "whisper-normalizer": "whisper_normalizer",
+    },
     "serve": {
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",

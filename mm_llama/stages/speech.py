@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adapters.speech import Heard, runs
+from adapters.speech import Heard
 from mm_llama.batch import Batch, Media
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.pieces import Pieces
@@ -84,10 +84,7 @@ class Readout:
     def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
         """Return the loss of the pieces said in the batch's recordings."""
         heard = _hear(model, batch, self.hide)
-        targets = _transcripts(batch, self.pieces)
-        wrong, total = piece_errors(heard, targets)
-        loss = ctc_loss(heard, targets)
-        return StepOutput(loss, self.count(batch), {"piece_errors": wrong / max(1, total)})
+        return StepOutput(ctc_loss(heard, _transcripts(batch, self.pieces)), self.count(batch))
 
     def count(self, batch: Batch) -> int:
         """Return the number of pieces said in the batch."""
@@ -101,7 +98,7 @@ class Readout:
                 heard = _hear(model, batch)
             targets = _transcripts(batch, self.pieces)
             loss += float(ctc_loss(heard, targets))
-            found, count = piece_errors(heard, targets)
+            found, count = piece_errors(model, heard, targets)
             wrong, total = wrong + found, total + count
         return {"readout_loss": loss / max(1, total), "piece_errors": wrong / max(1, total)}
 
@@ -145,28 +142,33 @@ def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces:
 
 
 def ctc_loss(heard: Heard, targets: Sequence[Sequence[int]]) -> Tensor:
-    """Return the summed float32 loss of the pieces of each recording; of one too short for its pieces it is zero."""
-    assert heard.log_probs_MFP is not None
-    device = heard.log_probs_MFP.device
-    said = torch.tensor([piece + 1 for pieces in targets for piece in pieces], device=device)
-    return F.ctc_loss(
-        heard.log_probs_MFP.transpose(0, 1),
-        said,
-        heard.lengths_M,
-        torch.tensor([len(pieces) for pieces in targets], device=device),
-        reduction="sum",
-        zero_infinity=True,
+    """Return the summed float32 loss of the pieces of each recording; of one too short for its pieces it is zero.
+
+    The loss looks at pieces that are said somewhere in the batch and at no others, so only their scores are taken out.
+    """
+    assert heard.scores_MFP is not None and heard.blank_MF is not None and heard.normaliser_MF is not None
+    device = heard.scores_MFP.device
+    said = torch.tensor([piece for pieces in targets for piece in pieces], device=device)
+    known, places = said.unique(return_inverse=True)
+    scores_MFK = torch.cat((heard.blank_MF[..., None], heard.scores_MFP[..., known].float()), dim=-1)
+    logs_MFK = scores_MFK - heard.normaliser_MF[..., None]
+    counts_M = torch.tensor([len(pieces) for pieces in targets], device=device)
+    loss_M = F.ctc_loss(
+        logs_MFK.transpose(0, 1), places + 1, heard.lengths_M, counts_M, reduction="none", zero_infinity=True
     )
+    # torch's gradient takes for granted that what it is given sums to one, and adds each probability to the true
+    # gradient, which then cancels. Here the rest of the pieces is missing: what was added is taken away.
+    frames_F = torch.arange(logs_MFK.shape[1], device=device)
+    real_MF = (frames_F < heard.lengths_M[:, None]) & (loss_M.detach() > 0)[:, None]
+    added = (logs_MFK.detach().exp() * logs_MFK).sum(-1)[real_MF].sum()
+    return loss_M.sum() - (added - added.detach())
 
 
-def piece_errors(heard: Heard, targets: Sequence[Sequence[int]]) -> tuple[int, int]:
+def piece_errors(model: MultimodalLlama, heard: Heard, targets: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Return how many edits lead from the best pieces to those said, and how many were said."""
-    assert heard.log_probs_MFP is not None
-    best = heard.log_probs_MFP.detach().argmax(-1).cpu()
     wrong = 0
-    for row, (count, said) in enumerate(zip(heard.lengths_M.tolist(), targets, strict=True)):
-        found = [piece - 1 for piece, _, _ in runs(best[row, :count]) if piece]
-        wrong += _edits(found, list(said))
+    for spans, said in zip(model.modality[KIND].adapter.best_pieces(heard), targets, strict=True):
+        wrong += _edits([piece for piece, _, _ in spans], list(said))
     return wrong, sum(map(len, targets))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapters.speech import SpeechAdapter, collapse, runs
+from adapters.speech import Heard, SpeechAdapter, log_sum_exp, runs
 
 WIDTH, DIM, ROWS = 12, 32, 50
 
@@ -71,29 +71,55 @@ def test_later_frames_change_earlier_ones_and_padding_none(table: torch.Tensor) 
     assert not torch.equal(adapter([item], table)[0][2], adapter([changed], table)[0][2])
 
 
+def heard(frames: list[int], sure: float = 30.0) -> Heard:
+    """What an adapter with 20 pieces would hear that is this sure of each frame's piece; 0 is the blank."""
+    scores = torch.zeros(1, len(frames), 20)
+    blank = torch.zeros(1, len(frames))
+    for frame, piece in enumerate(frames):
+        if piece:
+            scores[0, frame, piece - 1] = sure
+        else:
+            blank[0, frame] = sure
+    normaliser = torch.cat((blank[..., None], scores), -1).logsumexp(-1)
+    return Heard(torch.zeros(1, len(frames), DIM), torch.tensor([len(frames)]), blank, scores, normaliser)
+
+
 def test_tokens_come_once_a_run(table: torch.Tensor) -> None:
-    log_probs = torch.full((7, 4), -9.0)
-    for frame, piece in enumerate((0, 2, 2, 0, 2, 3, 3)):
-        log_probs[frame, piece] = -0.001
-    assert runs(log_probs.argmax(-1)) == [(0, 0, 1), (2, 1, 3), (0, 3, 4), (2, 4, 5), (3, 5, 7)]
-    mixed = collapse(log_probs)
-    assert mixed.shape == (3, 3)
-    assert mixed.argmax(-1).tolist() == [1, 1, 2]
-    torch.testing.assert_close(mixed.sum(-1), torch.ones(3))
-    assert collapse(log_probs[:1]).shape == (0, 3)
-
-
-def test_a_sure_readout_gives_the_tables_own_rows(table: torch.Tensor) -> None:
+    assert runs(torch.tensor([0, 2, 2, 0, 2, 3, 3])) == [
+        (0, 0, 1),
+        (2, 1, 3),
+        (0, 3, 4),
+        (2, 4, 5),
+        (3, 5, 7),
+    ]
     adapter = make(emit="tokens", num_pieces=20)
-    heard = adapter.hear(features(30), table)
-    log_probs = torch.full_like(heard.log_probs_MFP, -60.0)
-    log_probs[:, :, 0] = 0.0
-    log_probs[0, 3] = log_probs[0, 6] = -60.0
-    log_probs[0, 3, 8], log_probs[0, 6, 1] = 0.0, 0.0
-    heard.log_probs_MFP = log_probs
-    (found,) = adapter.embeddings(heard, table)
-    torch.testing.assert_close(found[2:-3], table[[7, 0]])
-    assert adapter.best_pieces(heard) == [[(7, 3, 4), (0, 6, 7)]]
+    said = heard([0, 2, 2, 0, 2, 3, 3])
+    assert adapter.best_pieces(said) == [[(1, 1, 3), (1, 4, 5), (2, 5, 7)]]
+    (found,) = adapter.embeddings(said, table)
+    torch.testing.assert_close(found[2:-3], table[[1, 1, 2]])
+    (nothing,) = adapter.embeddings(heard([0, 0, 0]), table)
+    assert torch.equal(nothing, torch.cat((adapter.begin, adapter.end)))
+
+
+def test_an_unsure_readout_gives_a_mean(table: torch.Tensor) -> None:
+    adapter = make(emit="tokens", num_pieces=20)
+    said = heard([0, 2, 0])
+    assert said.scores_MFP is not None and said.normaliser_MF is not None
+    said.scores_MFP[0, 1, 7] = 30.0 - torch.log(torch.tensor(3.0))
+    said.normaliser_MF = torch.cat((said.blank_MF[..., None], said.scores_MFP), -1).logsumexp(-1)  # type: ignore[index]
+    (found,) = adapter.embeddings(said, table)
+    torch.testing.assert_close(found[2:-3], (0.75 * table[1] + 0.25 * table[7])[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_normaliser_and_its_gradient(dtype: torch.dtype) -> None:
+    scores = torch.randn(3, 41, 17, dtype=dtype, requires_grad=True)
+    weights = torch.randn(3, 41)
+    expected = scores.float().logsumexp(-1)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), scores)
+    found = log_sum_exp(scores)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), scores)[0], gradient)
 
 
 def test_the_core_teaches_the_readout(table: torch.Tensor) -> None:

@@ -82,9 +82,10 @@ MISTAKES = {
     ),
     "a recording": (
         ["sound.wav", QUESTION],
-        "sound.wav is a recording, and `ask` takes pictures and clips only so far",
+        "there is no trained speech adapter to hear sound.wav with (runs/demo/speech does not exist here)",
     ),
-    "a song": (["song.mp3", QUESTION], "song.mp3 is a recording"),
+    "a song": (["song.mp3", QUESTION], "there is no trained speech adapter to hear song.mp3"),
+    "a question asked aloud": (["sound.wav"], "there is no trained speech adapter to hear sound.wav"),
     "an address": (
         ["https://example.org/a.png", QUESTION],
         "example.org/a.png is an address; download",

@@ -134,7 +134,10 @@ def test_sound_that_is_not_heard_is_said(
     assert ask("--adapter", video_run, path, QUESTION) == 0
     printed = capsys.readouterr()
     assert printed.out == "red\n"
-    assert printed.err == f"note: the sound of {path} is not heard, only its pictures are seen\n"
+    assert printed.err == (
+        f"note: the sound of {path} is not heard, only its pictures are seen; `mm-llama transcribe {path}` writes down "
+        "what is said\n"
+    )
 
 
 def test_the_demo_adapters_are_found_as_they_are_needed(
@@ -195,7 +198,7 @@ def mistakes(folder: Path) -> dict[str, str]:
     return {
         "cut.mp4": "cut.mp4 is cut short or damaged: its header does not parse",
         "cut.gif": "cut.gif is cut short or damaged",
-        "song.m4a": "song.m4a is a recording, and `ask` takes pictures and clips only so far",
+        "song.m4a": "there is no trained speech adapter to hear song.m4a with",
         "song.mp4": "song.mp4 holds sound and no moving pictures; expected a clip",
         "list.mp4": "list.mp4 holds list of files; expected a JPEG, PNG, WEBP or GIF picture, or an MP4, MOV, WebM",
         "gone.mp4": "there is no file gone.mp4",

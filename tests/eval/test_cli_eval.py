@@ -152,7 +152,7 @@ def test_report_of_these_files_shows_their_figures(adapter: Path, questions: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "vqa"], "eval vqa needs an adapter that sees pictures"),
+        (["eval", "vqa"], "eval vqa needs an adapter"),
         (["eval", "captions"], "eval captions needs an adapter"),
         (["eval", "vqa", "--adapter", "nowhere"], "there is no adapter run at nowhere"),
         (["eval", "mmlu", "--limit", "-3"], "--limit is -3"),

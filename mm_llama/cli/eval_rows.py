@@ -1,0 +1,64 @@
+"""The rows that an evaluation of pictures asks: a recipe's, in the words that the adapter knows, or those of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mm_llama.released.detect import is_vision
+
+if TYPE_CHECKING:
+    from mm_llama.data.sources import Source
+
+
+def source_of(data: str, adapters: Sequence[Path], split: str) -> Source:
+    """The rows to ask: a recipe's split, with the prompt that the adapter was trained with, or a file."""
+    from mm_llama.data import recipes
+    from mm_llama.data.sources import JsonlChat
+
+    named: dict[str, tuple[str, Any]] = {
+        "easy_vqa": ("easy_vqa", recipes.easy_vqa),
+        "tuxpaint": ("tuxpaint_stamps", recipes.tuxpaint),
+    }
+    if data not in named:
+        return JsonlChat(data)
+    from mm_llama.assets import asset
+    from mm_llama.paths import cache_dir
+
+    package, recipe = named[data]
+    source: Source = recipe(
+        asset(package), cache_dir() / "data" / data, split, **_trained_with(adapters, data)
+    )
+    return source
+
+
+def _trained_with(adapters: Sequence[Path], recipe: str) -> dict[str, Any]:
+    """Options of the recipe in a run's own config, such as its question template: ask as was trained."""
+    from mm_llama.stages.checkpoint import read_run_config
+
+    for run in adapters:
+        if is_vision(run):
+            continue  # a released checkpoint that lends its adapter: no run of ours
+        for entry in (read_run_config(run).get("data") or {}).get("train") or []:
+            source = entry.get("source") or {}
+            words: dict[str, Any] = {}
+            while isinstance(source.get("source"), Mapping):
+                words = _first_words(source, recipe) or words
+                source = source["source"]
+            if str(source.get("_target_", "")).endswith(f"recipes.{recipe}"):
+                return {key: source[key] for key in ("template", "prompt") if key in source} | words
+    return {}
+
+
+def _first_words(wrapper: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """Of a source in several wordings the first, as the recipe's own option; nothing where it has no such option."""
+    from mm_llama.data.formats import TEMPLATES
+
+    task = str(wrapper.get("task", "short_answer"))
+    if not str(wrapper.get("_target_", "")).endswith("formats.Formatted") or task == "multiple_choice":
+        return {}
+    first = (wrapper.get("templates") or TEMPLATES[task])[0]
+    if recipe == "tuxpaint":
+        return {"prompt": first} if task == "caption" else {}
+    return {"template": first} if task != "caption" else {}

@@ -1,0 +1,82 @@
+"""The voice prompts of the Asterisk telephone exchange, with their texts: one speaker, 8 kHz, CC-BY-SA-3.0.
+
+Debian packages `asterisk-core-sounds-en-wav` (recordings) and `asterisk-core-sounds-en` (texts). No text stands on both
+sides of a split.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm_llama.data.folders import make_folder
+from mm_llama.data.sound import open_sound
+from mm_llama.data.spoken_rows import plain, recognition, split_texts, write_flac, write_rows
+
+NUM_TEST, NUM_HOLDOUT = 40, 30
+TEST_WORDS = 3  # a test prompt has at least so many
+SECONDS = (0.3, 29.0)  # tones and slips of the tape are shorter; Whisper reaches 30
+LETTERS_A_SECOND = 30  # nobody speaks faster: the text is not of this recording
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One recording and its text."""
+
+    name: str
+    sound: Path
+    text: str
+
+
+def read_prompts(sounds: str | Path, texts: str | Path) -> list[Prompt]:
+    """Return the prompts that are speech, by name: those whose text is words, not a tone's or a noise's description.
+
+    Raises FileNotFoundError when either folder does not hold its package.
+    """
+    listed = next(Path(texts).rglob("core-sounds-en.txt*"), None)
+    files = {path.stem: path for path in sorted(Path(sounds).rglob("*.wav"))}
+    if listed is None or not files:
+        raise FileNotFoundError(
+            f"{texts if listed is None else sounds} holds no Asterisk prompts; mm-llama assets fetch asterisk_texts "
+            "asterisk_prompts"
+        )
+    data = listed.read_bytes()
+    lines = (gzip.decompress(data) if listed.suffix == ".gz" else data).decode("utf-8").splitlines()
+    found = []
+    for line in lines:
+        name, colon, text = line.partition(":")
+        stem = name.strip().rpartition("/")[2]
+        words = bool(colon and not line.startswith(";") and plain(text))
+        if words and stem in files and not set("[]()<>") & set(text):
+            found.append(Prompt(name.strip(), files[stem], " ".join(text.split())))
+    return sorted(found, key=lambda prompt: prompt.name)
+
+
+def write_jsonl(sounds: str | Path, texts: str | Path, out_dir: str | Path) -> dict[str, Path]:
+    """Write recordings and train, holdout and test rows under `out_dir`; `extra` holds id, text and seconds."""
+
+    def fill(folder: Path) -> None:
+        prompts = read_prompts(sounds, texts)
+        split = split_texts(
+            [plain(prompt.text) for prompt in prompts],
+            NUM_TEST,
+            NUM_HOLDOUT,
+            lambda text: len(text.split()) >= TEST_WORDS,
+        )
+        rows: dict[str, list[dict[str, object]]] = {"train": [], "holdout": [], "test": []}
+        for prompt in prompts:
+            sound = open_sound(prompt.sound)
+            if not SECONDS[0] <= sound.seconds <= SECONDS[1] or sound.silent:
+                continue
+            if len(prompt.text) > LETTERS_A_SECOND * sound.seconds:
+                continue
+            path = f"clips/{prompt.name.replace('/', '_')}.flac"
+            seconds = round(write_flac(folder / path, sound), 3)
+            name = split[plain(prompt.text)]
+            rows[name].append(recognition(path, prompt.text, id=prompt.name, seconds=seconds))
+        write_rows(folder, rows)
+
+    folder = make_folder(out_dir, "asterisk", {"version": VERSION}, fill)
+    return {name: folder / f"{name}.jsonl" for name in ("train", "holdout", "test")}

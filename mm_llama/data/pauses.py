@@ -1,0 +1,134 @@
+"""Long recordings cut where nobody speaks: every sample lies in exactly one piece, and silence is said to be silence.
+
+Loudness against the quiet of the last half minute tells speech from pauses, block by block, so hours need the memory of
+one piece. No piece is longer than it may be: where nobody pauses for so long, it ends at the quietest place of its
+last part.
+
+Shapes: n samples.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mm_llama.data.sound import RATE
+
+FRAME = RATE // 100
+# In decibels: speech is so much above the quiet, and never below this level of full scale.
+ABOVE_QUIET, LEAST_LEVEL = 9.0, -55.0
+QUIET_FRAMES = 3000  # the quiet is what a tenth of the last half minute lies below
+EDGE = 0.2  # seconds of pause that stay on either side of speech
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples float32[n] of a recording from `start` seconds on; `silent` where nobody speaks."""
+
+    start: float
+    samples: Tensor
+    silent: bool
+
+    @property
+    def end(self) -> float:
+        """Where it ends, in seconds of the recording."""
+        return self.start + len(self.samples) / RATE
+
+
+class Cutter:
+    """Pieces of a stream of 16 kHz samples: `push` as they come, then `finish`."""
+
+    def __init__(self, max_seconds: float = 15.0, pause: float = 0.5, least: float = 1.0) -> None:
+        """A pause of `pause` seconds ends a piece of at least `least` seconds; none is longer than `max_seconds`."""
+        if not 0 < 2 * EDGE <= pause <= least < max_seconds:
+            raise ValueError(
+                f"pause={pause}, least={least}, max_seconds={max_seconds}: expected {2 * EDGE} <= pause <= least < "
+                "max_seconds"
+            )
+        self.most = int(max_seconds * 100)
+        self.pause, self.least = int(pause * 100), int(least * 100)
+        self._rest = torch.zeros(0)  # samples that fill no frame yet
+        self._samples = torch.zeros(0)
+        self._levels: list[float] = []
+        self._speech: list[bool] = []
+        self._lately: deque[float] = deque(maxlen=QUIET_FRAMES)
+        self._start = 0  # samples of the recording before these
+
+    def push(self, block_n: Tensor) -> list[Piece]:
+        """Take samples and return the pieces that end with them."""
+        samples = torch.cat((self._rest, block_n.float()))
+        whole = len(samples) // FRAME * FRAME
+        self._rest = samples[whole:]
+        levels = _levels(samples[:whole])
+        self._samples = torch.cat((self._samples, samples[:whole]))
+        found = []
+        for level in levels:
+            self._levels.append(level)
+            self._lately.append(level)
+            self._speech.append(level > self._threshold())
+            if (cut := self._cut()) is not None:
+                found.append(self._take(*cut))
+        return found
+
+    def finish(self) -> list[Piece]:
+        """Return what is left: at most one piece."""
+        if self._rest.numel() or self._levels:
+            self._samples = torch.cat((self._samples, self._rest))
+            self._rest = self._rest[:0]
+            return [self._take(len(self._samples), not any(self._speech))]
+        return []
+
+    @property
+    def open(self) -> Piece:
+        """What has come and belongs to no finished piece yet."""
+        return Piece(self._start / RATE, torch.cat((self._samples, self._rest)), not any(self._speech))
+
+    def _threshold(self) -> float:
+        # Sorted now and then: it changes slowly.
+        if len(self._lately) % 50 == 1 or not hasattr(self, "_quiet"):
+            ordered = sorted(self._lately)
+            self._quiet = ordered[len(ordered) // 10]
+        return max(self._quiet + ABOVE_QUIET, LEAST_LEVEL)
+
+    def _cut(self) -> tuple[int, bool] | None:
+        """Say at which sample the first piece ends now, and whether it is silent; None where it goes on."""
+        count = len(self._levels)
+        still = next((n for n, speech in enumerate(reversed(self._speech)) if speech), count)
+        edge = int(EDGE * 100)
+        if still == count:
+            # Only quiet so far: given out by the second, all but what may be the breath before a word.
+            return ((count - edge) * FRAME, True) if count >= self.least + edge else None
+        if still >= self.pause and count - still + edge >= self.least:
+            return (count - still + edge) * FRAME, False
+        if count < self.most:
+            return None
+        first = count * 6 // 10
+        windows = [sum(self._levels[n - 5 : n + 6]) for n in range(first, count - 5)]
+        return (first + min(range(len(windows)), key=windows.__getitem__)) * FRAME, False
+
+    def _take(self, num_samples: int, silent: bool) -> Piece:
+        piece = Piece(self._start / RATE, self._samples[:num_samples], silent)
+        self._samples = self._samples[num_samples:]
+        frames = num_samples // FRAME
+        self._levels, self._speech = self._levels[frames:], self._speech[frames:]
+        self._start += num_samples
+        return piece
+
+
+def cut(blocks: Iterable[Tensor], max_seconds: float = 15.0) -> Iterator[Piece]:
+    """Yield the pieces of a recording that comes in blocks of 16 kHz samples; side by side they are the recording."""
+    cutter = Cutter(max_seconds)
+    for block in blocks:
+        yield from cutter.push(block)
+    yield from cutter.finish()
+
+
+def _levels(samples: Tensor) -> list[float]:
+    """Return the level of each frame in decibels of full scale."""
+    power = samples.view(-1, FRAME).square().mean(1)
+    levels: list[float] = (10 * power.clamp_min(1e-10).log10()).tolist()
+    return levels
