@@ -27,7 +27,7 @@ $(VENV)/.created:
 # Two sizes: the demo needs the base and what training writes; tests need every extra and the oracles.
 $(VENV)/.installed-demo: pyproject.toml constraints.txt $(VENV)/.created
 	@echo "[2/3] pinned libraries for the demo (several GB the first time, mostly torch; a few minutes)"
-	@$(PIP) install -q -c constraints.txt -e ".[train,eval,video]"
+	@$(PIP) install -q -c constraints.txt -e ".[train,eval,video,speech]"
 	@touch $@
 
 $(VENV)/.installed-all: pyproject.toml constraints.txt $(VENV)/.created

@@ -135,3 +135,24 @@ def wholly_hidden(hidden_BA: Tensor, stack: int) -> Tensor:
     """Return bool[B, T]: stacked frames of which no mel frame is seen. Only there is a code to be predicted."""
     T = hidden_BA.shape[1] // stack
     return hidden_BA[:, : T * stack].unflatten(1, (T, stack)).all(-1)
+
+
+class BestRQ(nn.Module):
+    """What stands beside the encoder while it is pre-trained: the frozen quantizer and what predicts its codes."""
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        in_dim: int = 320,
+        num_codebooks: int = 16,
+        num_codes: int = 8192,
+        code_dim: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.quantizer = RandomQuantizer(in_dim, num_codebooks, num_codes, code_dim, seed)
+        self.predictor = CodePredictor(encoder_dim, num_codebooks, num_codes, seed)
+
+    def num_positions(self, num_frames: int) -> int:
+        """Return the number of encoder frames: nothing enters a core here, but batches are cut by it."""
+        return int(num_frames)

@@ -33,8 +33,9 @@ class LogMel(nn.Module):
         self.dynamic_range = dynamic_range
         self.window: Tensor
         self.filters: Tensor
-        self.register_buffer("window", torch.hann_window(window), persistent=False)
-        self.register_buffer("filters", _filters(num_mels, rate, window), persistent=False)
+        with torch.device("cpu"):  # also where a model is built without memory: they are constants
+            self.register_buffer("window", torch.hann_window(window), persistent=False)
+            self.register_buffer("filters", _filters(num_mels, rate, window), persistent=False)
 
     def forward(self, samples_BT: Tensor) -> Tensor:
         """Return the frames of recordings of one length. Raises ValueError where there is less than half a window."""

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoders.identity import Digest, identity_of
+from encoders.log_mel import LogMel
+
 
 class Conformer(nn.Module):
     """Log-mels float[B, A, n] to frames float[B, T, E], one for each `stack` mel frames; a shorter rest is left off."""
@@ -51,11 +54,36 @@ class Conformer(nn.Module):
             chunk,
             left_chunks,
         )
+        # Without a floor that depends on the loudest frame, so that a frame never depends on later ones.
+        self.mels = LogMel(num_mels, dynamic_range=None)
+        self.settings = {
+            "num_mels": num_mels,
+            "stack": stack,
+            "num_heads": num_heads,
+            "chunk": chunk,
+            "left_chunks": left_chunks,
+        }
         self.projection = nn.Linear(num_mels * stack, width)
         self.layers: Any = nn.ModuleList(
             ConformerLayer(width, num_heads, ffn_width, kernel, causal=bool(chunk)) for _ in range(num_layers)
         )
         self.init_weights(seed)
+        self._digest = Digest(self)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return self._digest.of(self)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the weights and of all else that changes features."""
+        return identity_of(self.digest, kind="conformer", **self.settings)
+
+    def preprocess(self, samples_T: Tensor) -> Tensor:
+        """Return log-mels float32[A, n] of 16 kHz samples float[T]."""
+        mels: Tensor = self.mels(samples_T)
+        return mels
 
     def init_weights(self, seed: int) -> None:
         """Draw matrices with 1/sqrt(fan-in), those that end a branch also by 1/sqrt(layers); biases zero, norms one."""

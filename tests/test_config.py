@@ -158,10 +158,15 @@ def tiny(chats: Path, tmp_path: Path, *overrides: str) -> list[str]:
     ]
 
 
-# Video stages and annealing go on from an image run: the chains are in tests/test_video_stages.py and test_anneal.py.
+# Video stages and annealing go on from an image run: the chains are in tests/test_video_stages.py and test_anneal.py;
+# stages of speech need recordings: tests/test_speech_stages.py.
 @pytest.mark.parametrize(
     "name",
-    [name for name in choices("stage") if not name.startswith(("video", "image_anneal", "image_encoder"))],
+    [
+        name
+        for name in choices("stage")
+        if not name.startswith(("video", "image_anneal", "image_encoder", "speech"))
+    ],
 )
 def test_every_stage_takes_a_step_on_the_tiny_core(
     name: str, chats: Path, tmp_path: Path, own_cache: Path

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm_llama.data.folders import make_folder
-from mm_llama.data.sound import open_sound
-from mm_llama.data.spoken_rows import plain, recognition, split_texts, write_flac, write_rows
+from mm_llama.data.sound import Sound, open_sound
+from mm_llama.data.spoken_rows import SPLITS, plain, recognition, split_texts, write_flac, write_rows
 
 NUM_TEST, NUM_HOLDOUT = 40, 30
 TEST_WORDS = 3  # a test prompt has at least so many
 SECONDS = (0.3, 29.0)  # tones and slips of the tape are shorter; Whisper reaches 30
 LETTERS_A_SECOND = 30  # nobody speaks faster: the text is not of this recording
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,19 @@ def write_jsonl(sounds: str | Path, texts: str | Path, out_dir: str | Path) -> d
     """Write recordings and train, holdout and test rows under `out_dir`; `extra` holds id, text and seconds."""
 
     def fill(folder: Path) -> None:
-        prompts = read_prompts(sounds, texts)
+        kept = [
+            (prompt, sound)
+            for prompt in read_prompts(sounds, texts)
+            if _fits(prompt.text, sound := open_sound(prompt.sound))
+        ]
         split = split_texts(
-            [plain(prompt.text) for prompt in prompts],
+            [plain(prompt.text) for prompt, _ in kept],
             NUM_TEST,
             NUM_HOLDOUT,
             lambda text: len(text.split()) >= TEST_WORDS,
         )
-        rows: dict[str, list[dict[str, object]]] = {"train": [], "holdout": [], "test": []}
-        for prompt in prompts:
-            sound = open_sound(prompt.sound)
-            if not SECONDS[0] <= sound.seconds <= SECONDS[1] or sound.silent:
-                continue
-            if len(prompt.text) > LETTERS_A_SECOND * sound.seconds:
-                continue
+        rows: dict[str, list[dict[str, object]]] = {name: [] for name in SPLITS}
+        for prompt, sound in kept:
             path = f"clips/{prompt.name.replace('/', '_')}.flac"
             seconds = round(write_flac(folder / path, sound), 3)
             name = split[plain(prompt.text)]
@@ -79,4 +78,10 @@ def write_jsonl(sounds: str | Path, texts: str | Path, out_dir: str | Path) -> d
         write_rows(folder, rows)
 
     folder = make_folder(out_dir, "asterisk", {"version": VERSION}, fill)
-    return {name: folder / f"{name}.jsonl" for name in ("train", "holdout", "test")}
+    return {name: folder / f"{name}.jsonl" for name in SPLITS}
+
+
+def _fits(text: str, sound: Sound) -> bool:
+    """Say whether a recording is neither silent nor too short or too long for its text."""
+    whole = SECONDS[0] <= sound.seconds <= SECONDS[1] and not sound.silent
+    return whole and len(text) <= LETTERS_A_SECOND * sound.seconds

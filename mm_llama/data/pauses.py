@@ -19,8 +19,9 @@ from torch import Tensor
 from mm_llama.data.sound import RATE
 
 FRAME = RATE // 100
-# In decibels: speech is so much above the quiet, and never below this level of full scale.
-ABOVE_QUIET, LEAST_LEVEL = 9.0, -55.0
+# In decibels: speech is so much above the quiet, never below the one level of full scale, and always above the other:
+# where it is never quiet, the quiet is no measure.
+ABOVE_QUIET, LEAST_LEVEL, SURE_LEVEL = 9.0, -55.0, -38.0
 QUIET_FRAMES = 3000  # the quiet is what a tenth of the last half minute lies below
 EDGE = 0.2  # seconds of pause that stay on either side of speech
 
@@ -56,6 +57,7 @@ class Cutter:
         self._levels: list[float] = []
         self._speech: list[bool] = []
         self._lately: deque[float] = deque(maxlen=QUIET_FRAMES)
+        self._seen, self._quiet = 0, 0.0  # frames, and the level that a tenth of the last ones lies below
         self._start = 0  # samples of the recording before these
 
     def push(self, block_n: Tensor) -> list[Piece]:
@@ -89,10 +91,11 @@ class Cutter:
 
     def _threshold(self) -> float:
         # Sorted now and then: it changes slowly.
-        if len(self._lately) % 50 == 1 or not hasattr(self, "_quiet"):
+        if self._seen % 50 == 0:
             ordered = sorted(self._lately)
             self._quiet = ordered[len(ordered) // 10]
-        return max(self._quiet + ABOVE_QUIET, LEAST_LEVEL)
+        self._seen += 1
+        return min(max(self._quiet + ABOVE_QUIET, LEAST_LEVEL), SURE_LEVEL)
 
     def _cut(self) -> tuple[int, bool] | None:
         """Say at which sample the first piece ends now, and whether it is silent; None where it goes on."""

@@ -1,9 +1,9 @@
-"""`make demo`: real pictures and clips train adapters onto the frozen default core; a page says what came of it.
+"""`make demo`: real pictures, clips and recordings train adapters onto the frozen default core; a page says what came of it.
 
-Phases: data, features and training of the image adapter, then of the video adapter beside it (`mm-llama train` runs),
-test questions about pictures and clips with and beside them, the proof that text is unchanged, photos and real clips
-for show, the report. Each phase keeps its result in the run folder and
-is reused by the next call while the adapter is the same.
+Phases: data, features and training of the image adapter, of the video adapter beside it, of the speech adapter
+(`mm-llama train` runs), test questions about pictures and clips, recordings to be written down, questions asked aloud,
+the proof that text is unchanged, photos and real clips for show, the report. Each phase keeps its result in the run
+folder and is reused by the next call while the adapter is the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from mm_llama.core.identity import write_text
+from mm_llama.demos import speech
 from mm_llama.demos.stage_folders import adapter_id, make_way, put_back, recipe_digest
 from mm_llama.malloc import keep_freed_memory
 
@@ -78,13 +79,17 @@ def _run(args: argparse.Namespace, command: str) -> None:
         runs.append(demo.train(name, experiment, [*init, *args.overrides], after=before))
     run = runs[-1]
     video = demo.train("video", "demo_video", [f"stage.init.image={run}", *args.overrides], after=run)
+    data = speech.voices(_say)
+    heard = speech.train(demo, data, args.overrides)
     demo.vqa(run, args.questions)
     demo.clips(video, args.questions)
-    demo.proof([run, video], args.mmlu)
+    speech.listen(demo, heard[-1], data, _say)
+    speech.ask_aloud(demo, run, heard[-1], args.questions, _say)
+    demo.proof([run, video, heard[-1]], args.mmlu)
     demo.photos(run)
     demo.real_clips(video)
-    page = demo.report([*runs, video], command)
-    demo.farewell(run, video, page)
+    page = demo.report([*runs, video, *heard], command)
+    demo.farewell(run, video, heard[-1], page)
 
 
 class Demo:
@@ -113,7 +118,7 @@ class Demo:
         if self._done(name, folder, option):
             return folder
         aside = make_way(folder, config, after, _say)
-        kind = "video" if name == "video" else "image"
+        kind = name if name == "video" else "speech" if name in speech.STAGES else "image"
         _say(f"stage {name}: training the {kind} adapter on the frozen core")
         began = time.perf_counter()
         try:
@@ -253,7 +258,7 @@ class Demo:
         from mm_llama.stages.checkpoint import find_checkpoint
 
         summaries = [_read(run / "summary.json") for run in runs]
-        summary, config = summaries[-1], find_checkpoint(runs[-2]) / "config.yaml"
+        summary, config = summaries[2], find_checkpoint(runs[2]) / "config.yaml"
         names = {
             "shapes": "data, features, first stage: shapes and colours",
             "present": "second stage: presence",
@@ -264,18 +269,20 @@ class Demo:
             "proof": "proof that text is unchanged",
             "photos": "photos",
             "real_clips": "real clips",
+            **speech.NAMES,
         }
         demo = {
-            "title": "Eyes for a frozen text model",
-            "lead": "Gated cross-attention adapters, trained in minutes on a CPU, let a text-only model answer "
-            "about pictures and clips, and leave every bit of the text model as it was.",
+            "title": "Eyes and ears for a frozen text model",
+            "lead": "Adapters, trained in minutes on a CPU, let a text-only model answer about pictures, clips and "
+            "recordings, and leave every bit of the text model as it was.",
             "name": "image",
             "command": command,
             "started": self.started.isoformat(timespec="seconds"),
             "seed": summary.get("seed", 0),
             "core": "SmolLM2-135M-Instruct (frozen)",
             "data": "easy-VQA: 4,000 training and 1,000 test pictures of one coloured shape each; motion: 960 "
-            "training and 200 test clips of one OpenMoji picture that moves over a photograph",
+            "training and 200 test clips of one OpenMoji picture that moves over a photograph; telephone prompts "
+            "(Asterisk) and sentences spoken by an engine (hibari)",
             "stages": [{"name": run.name, "dir": os.path.relpath(run, self.out)} for run in runs],
             "phases": [
                 {"name": names[key], "seconds": phase["seconds"], "detail": phase["detail"]}
@@ -291,18 +298,19 @@ class Demo:
             "notes": [
                 "The photos are for show: the adapter was trained on drawn shapes alone, so its answers about "
                 "photos say little.",
-                "Speech in and speech out are not part of this page yet.",
+                "Speech out is not part of this page yet.",
             ],
         }
         (self.out / "demo.json").write_text(json.dumps(demo, indent=2) + "\n", "utf-8")
         return write_report(self.out, self.out / "report.html", open_clip=open_clip)
 
-    def farewell(self, run: Path, video: Path, page: Path) -> None:
+    def farewell(self, run: Path, video: Path, heard: Path, page: Path) -> None:
         """Say what came out and what to type next."""
         pictures = _score(self.out / "vqa.json", "test questions about pictures")
         moving = _score(self.out / "clips.json", "test questions about clips")
         print(f"\nadapter  {run}{pictures}")
         print(f"adapter  {video}{moving}")
+        print(f"adapter  {heard}{speech.score(self.out / 'speech.json')}")
         print(f"report   {page}")
         for name, word, question in (
             ("vqa", "PICTURE", "what color is the shape?"),
@@ -314,6 +322,7 @@ class Demo:
             )
             file = os.path.normpath(self.out / first) if first else word
             print(f'ask      .venv/bin/mm-llama ask {file} "{question}"')
+        print(f"hear     .venv/bin/mm-llama transcribe {speech.an_example(self.out)}")
 
     def _done(self, phase: str, run: Path, option: int | str = 0) -> bool:
         known = self.state.get(phase, {})

@@ -121,7 +121,9 @@ def _answer_all(
             for item in rendered.media
         ]
         tokens = list(rendered.tokens)
-        key = (len(tokens), tuple(tokens), tuple((ref.position, ref.key) for ref in refs))
+        # Rows with one recording are equally long once it stands in them.
+        spoken = tuple(ref.key for ref in refs if ref.kind == "speech")
+        key = ((len(tokens), spoken), tuple(tokens), tuple((ref.position, ref.key) for ref in refs))
         samples.setdefault(key, Sample(tokens, [False] * len(tokens), refs, source))
         asked.append(key)
     ordered = sorted(samples)
@@ -189,7 +191,13 @@ def _text(message: Message) -> str:
 
 
 def _without_pictures(prompt: Sequence[Message]) -> tuple[Message, ...]:
-    return tuple(replace(m, parts=tuple(p for p in m.parts if isinstance(p, Text))) for m in prompt)
+    """Leave the words, written and spoken."""
+    kept = [tuple(part for part in message.parts if not _is_picture(part)) for message in prompt]
+    return tuple(replace(message, parts=parts) for message, parts in zip(prompt, kept, strict=True))
+
+
+def _is_picture(part: Text | MediaPart) -> bool:
+    return isinstance(part, MediaPart) and part.kind != "speech"
 
 
 def _with_wrong_pictures(questions: Sequence[Question], seed: int) -> list[tuple[Message, ...]]:
@@ -207,7 +215,12 @@ def _with_wrong_pictures(questions: Sequence[Question], seed: int) -> list[tuple
     following = {key: unique[order[(i + 1) % len(order)]] for i, key in enumerate(order)}
 
     def swap(message: Message) -> Message:
-        parts = [following[keys(p.kind, p.source)] if isinstance(p, MediaPart) else p for p in message.parts]
+        parts = [
+            following[keys(part.kind, part.source)]
+            if isinstance(part, MediaPart) and _is_picture(part)
+            else part
+            for part in message.parts
+        ]
         return replace(message, parts=tuple(parts))
 
     return [tuple(swap(message) for message in question.prompt) for question in questions]

@@ -180,9 +180,12 @@ def normalise(answer: str) -> str:
 
 
 def pictures_of(prompt: Sequence[Message]) -> list[tuple[int, MediaPart]]:
-    """The pictures of a prompt, with the number of their message."""
+    """The pictures and clips of a prompt, with the number of their message."""
     return [
-        (i, part) for i, message in enumerate(prompt) for part in message.parts if isinstance(part, MediaPart)
+        (i, part)
+        for i, message in enumerate(prompt)
+        for part in message.parts
+        if isinstance(part, MediaPart) and part.kind != "speech"
     ]
 
 

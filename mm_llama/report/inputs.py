@@ -17,6 +17,7 @@ WHAT = {
     "vqa.json": "accuracy, intervals and baselines",
     "vqa_answers.jsonl": "held-out pictures with question, answer and truth",
     "clips_answers.jsonl": "frames of held-out clips with question, answer and truth",
+    "speech_answers.jsonl": "recordings with what was said and heard",
     "proof.json": "the proof that text is unchanged",
 }
 
@@ -47,6 +48,8 @@ class Inputs:
     captions: dict[str, Any] = field(default_factory=dict)
     clips: dict[str, Any] = field(default_factory=dict)
     clip_answers: list[dict[str, Any]] = field(default_factory=list)
+    speech: dict[str, Any] = field(default_factory=dict)
+    speech_answers: list[dict[str, Any]] = field(default_factory=list)
     proof: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # file as named on the page -> what the page lacks
     notes: list[str] = field(default_factory=list)
@@ -85,6 +88,11 @@ def read_inputs(run_dir: Path, open_clip: OpenClip | None = None) -> Inputs:
     if inputs.locate("clips.json").is_file():  # nor clips
         inputs.clips = _read_object(inputs, inputs.locate("clips.json"), "clips.json")
         inputs.clip_answers = _read_lines(inputs, inputs.locate("clips_answers.jsonl"), "clips_answers.jsonl")
+    if inputs.locate("speech.json").is_file():  # nor recordings
+        inputs.speech = _read_object(inputs, inputs.locate("speech.json"), "speech.json")
+        inputs.speech_answers = _read_lines(
+            inputs, inputs.locate("speech_answers.jsonl"), "speech_answers.jsonl"
+        )
     return inputs
 
 

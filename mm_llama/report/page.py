@@ -15,6 +15,8 @@ the page then says which, where it would have stood and once more in its last se
 `vqa.json`, `vqa_answers.jsonl`: as `mm_llama.eval.vqa` writes them; picture paths relative to the run folder.
 `clips.json`, `clips_answers.jsonl`: as `mm-llama eval clips` writes them; `clips` of demo.json: real clips,
 [{path, name, shows, turns: [{question, answer, truth}]}]. Absent where a run has no clips.
+`speech.json`, `speech_answers.jsonl`: as `mm-llama eval speech` writes them, or several under `results`, each with a
+`name`; `aloud`: {total, spoken, typed}, questions about pictures asked aloud. Absent where a run heard nothing.
 `captions.json`: as `mm_llama.eval.pairs` writes it; its absence is no gap, for not every run has captions.
 `proof.json`: as `mm_llama.proof` returns it.
 
@@ -34,8 +36,9 @@ from mm_llama.report.headline import eyebrow, headline
 from mm_llama.report.inputs import Inputs, OpenClip, read_inputs
 from mm_llama.report.markup import Markup, element
 from mm_llama.report.pictures import held_out_pictures, photos_for_show
+from mm_llama.report.speech import speech
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 Section = tuple[str, str, str, Callable[[Inputs], Iterator[Markup]], str]
 
 # id, name in the contents, heading, what fills it, and the file it cannot do without.
@@ -44,6 +47,7 @@ SECTIONS: tuple[Section, ...] = (
     ("types", "Question types", "Accuracy by question type", results.types, "vqa.json"),
     ("pictures", "Pictures", "Held-out pictures", held_out_pictures, "vqa_answers.jsonl"),
     ("clips", "Clips", "What moves", clips, ""),
+    ("speech", "Speech", "What was heard", speech, ""),
     ("photos", "Photos", "Photos, for show", photos_for_show, ""),
     ("freeze", "Freeze table", "What was frozen, what changed", evidence.freeze, "freeze.json"),
     ("proof", "Proof", "Text is unchanged", evidence.proof, "proof.json"),

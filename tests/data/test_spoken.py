@@ -37,14 +37,16 @@ def test_the_engine_says_the_same_again_and_otherwise_in_another_voice(engine: H
 
 
 def _pitch(samples: torch.Tensor) -> float:
-    """The mean frequency of the spectrum: enough to tell higher from lower."""
-    power = torch.fft.rfft(samples).abs().square()
-    return float((power * torch.arange(len(power))).sum() / power.sum() / len(samples) * RATE)
+    """The period that a recording repeats most at, as a frequency from 100 to 400 Hz."""
+    power = torch.fft.rfft(samples, n=2 * len(samples)).abs().square()
+    lags = torch.fft.irfft(power)[: RATE // 100]
+    shortest = RATE // 400
+    return RATE / (shortest + int(lags[shortest:].argmax()))
 
 
 def test_what_cannot_be_said(engine: Hibari, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finds nothing to say"):
-        engine.speak("...")
+        engine.speak(" ")
     with pytest.raises(ValueError, match="pitch is 3, expected a factor"):
         engine.speak("Hello.", pitch=3)
 

@@ -113,7 +113,7 @@ def test_nothing_is_fetched_and_nothing_runs(build: Callable[[], Page], tmp_path
     text = (tmp_path / "out.html").read_text("utf-8")
     assert "url(" not in text and "@import" not in text and "http:" not in text and "https:" not in text
     policy = [value for tag, key, value in page.attributes if key == "content" and "default-src" in value]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"]
 
 
 def test_hostile_text_stays_text_everywhere(run_dir: Path, build: Callable[[], Page]) -> None:

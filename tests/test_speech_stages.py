@@ -1,0 +1,286 @@
+"""Every stage of speech takes its steps on a tiny core, one goes on from the other, and every YAML builds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+
+from mm_llama.assistant import load
+from mm_llama.build import build, check_targets, compose_config, resolve
+from mm_llama.data.recordings import Recordings
+from mm_llama.data.spoken_rows import dialogue, recognition, write_rows
+from mm_llama.paths import conf_dir
+from mm_llama.stage_run import run_stage
+from mm_llama.stages.checkpoint import load_adapter
+
+READOUT = [
+    "modality.speech.adapter.emit=tokens",
+    "modality.speech.adapter.num_pieces=256",
+    "modality.speech.adapter.num_begin=2",
+    "modality.speech.adapter.num_end=2",
+    "modality.speech.adapter.stride=1",
+]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml") if file.stem != "none")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assets = os.environ.get("MM_LLAMA_CACHE", str(Path.home() / ".cache" / "mm_llama"))
+    monkeypatch.setenv("MM_LLAMA_CACHE", str(tmp_path / "cache"))
+    if (Path(assets) / "assets").is_dir():
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "assets").symlink_to(Path(assets) / "assets")
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Recordings from a half to two seconds: tones with noise, so that they differ."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(6):
+        T = 8000 + 4000 * number
+        tone = torch.sin(torch.arange(T) * (0.05 + 0.02 * number))
+        samples = 0.3 * tone + 0.1 * torch.randn(T, generator=generator)
+        soundfile.write(folder / f"{number}.flac", samples.numpy(), 16_000)
+    return folder
+
+
+@pytest.fixture
+def rows(recordings: Path) -> Path:
+    """Recognition and dialogue, one recording in two rows, and a row of text alone."""
+    made = [recognition(f"{n}.flac", f"tone {n}", seconds=0.5 + 0.25 * n) for n in range(6)]
+    made.append(dialogue("1.flac", "tone 1", "a low one"))
+    write_rows(recordings, {"rows": made})
+    text = {"role": "user", "content": "hum"}, {"role": "assistant", "content": "mm"}
+    write_rows(recordings, {"mixed": [*made, {"messages": list(text)}]})
+    return recordings / "rows.jsonl"
+
+
+def tiny(rows: Path, *overrides: str) -> list[str]:
+    return [
+        "core=tiny",
+        "modality/speech=tiny",
+        "data=jsonl",
+        f"data.train.0.source.path={rows}",
+        f"runs={rows.parent / 'runs'}",
+        "stage.num_steps=2",
+        "stage.eval_every=0",
+        "loader.batch_size=4",
+        "dtype=float32",
+        *overrides,
+    ]
+
+
+def run(*overrides: str) -> Any:
+    result = run_stage(compose_config("train", list(overrides)))
+    assert result.exit_code == 0
+    return result
+
+
+@pytest.mark.parametrize("name", choices("modality/speech"))
+def test_speech_modality_builds(name: str) -> None:
+    data = resolve(compose_config("train", [f"modality/speech={name}", "stage=none"]))
+    part = data["modality"]["speech"]
+    assert part["port"] == "spliced"
+    check_targets(part)
+    if name.startswith("whisper_base"):
+        return  # its weights are fetched by those who use it
+    with torch.device("meta" if "paper" in name else "cpu"):
+        encoder, adapter = build(part["encoder"]), build(part["adapter"])
+    counts = [sum(weight.numel() for weight in one.parameters()) for one in (encoder, adapter)]
+    if name == "paper":
+        assert counts[0] == pytest.approx(1.0006e9, rel=2e-3)
+        # 576 wide here; tests/adapters has the sizes at 4,096 and 8,192.
+        assert counts[1] == pytest.approx(91.4e6, rel=0.01)
+    if name == "best_rq_small":
+        assert counts[0] <= 10e6
+
+
+def test_copy_readout_and_recognition_go_on_from_each_other(rows: Path) -> None:
+    copy = run("stage=speech_copy", *tiny(rows, *READOUT))
+    readout = run("stage=speech_readout", *tiny(rows, *READOUT))
+    init = f"{{speech: {readout.run_dir}, speech.adapter.begin: {copy.run_dir}, speech.adapter.end: {copy.run_dir}}}"
+    last = run(
+        "stage=speech_sft",
+        *tiny(rows.parent / "mixed.jsonl", *READOUT, f"stage.init={init}", "stage.step.readout_weight=0.3"),
+    )
+    summary = json.loads((last.run_dir / "summary.json").read_text("utf-8"))
+    state = json.loads(next(last.run_dir.glob("checkpoints/*/state.json")).read_text("utf-8"))
+    assert sorted(entry["stage"] for entry in state["lineage"]) == [
+        "speech_copy",
+        "speech_readout",
+        "speech_sft",
+    ]
+    groups = {(row["group"], row["trained"]) for row in summary["freeze"]}
+    assert groups == {
+        ("core", False),
+        ("modality.speech.encoder", True),
+        ("modality.speech.adapter", True),
+    }
+
+
+def test_a_run_hears_without_the_runs_that_it_came_from(rows: Path) -> None:
+    copy = run("stage=speech_copy", *tiny(rows, *READOUT))
+    readout = run("stage=speech_readout", *tiny(rows, *READOUT))
+    init = f"{{speech: {readout.run_dir}, speech.adapter.begin: {copy.run_dir}, speech.adapter.end: {copy.run_dir}}}"
+    last = run("stage=speech_sft", *tiny(rows, *READOUT, f"stage.init={init}"))
+    for one in (copy, readout):
+        one.run_dir.rename(one.run_dir.with_name(f"{one.run_dir.name}_gone"))
+    assistant = load("tiny", [last.run_dir], dtype="float32")
+    heard = [{"role": "user", "content": [{"type": "audio", "path": str(rows.parent / "3.flac")}]}]
+    first = assistant.chat(heard, max_new_tokens=4)
+    assert first == assistant.chat(heard, max_new_tokens=4)
+    samples, _ = soundfile.read(rows.parent / "3.flac", dtype="float32")
+    given = [{"role": "user", "content": [{"type": "audio", "audio": (samples, 16_000)}]}]
+    assert assistant.chat(given, max_new_tokens=4) == first
+
+
+def test_the_papers_fixed_rate_and_a_trained_encoder(rows: Path) -> None:
+    result = run("stage=speech_sft", *tiny(rows))
+    assert not list((rows.parent.parent / "cache").glob("features/*"))
+    found = {row["group"]: row for row in json.loads((result.run_dir / "summary.json").read_text())["freeze"]}
+    assert found["modality.speech.encoder"]["before"] != found["modality.speech.encoder"]["after"]
+
+
+def test_a_frozen_encoders_features_are_kept(rows: Path) -> None:
+    run("stage=speech_sft", *tiny(rows, "stage.train=[modality.speech.adapter]"))
+    assert list((rows.parent.parent / "cache").glob("features/*/*.safetensors"))
+
+
+def test_rows_are_as_long_as_what_is_said_in_them(rows: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows.jsonl:\d+: the row has \d+ tokens and the limit is 60"):
+        run("stage=speech_sft", *tiny(rows, "loader.max_tokens=60"))
+
+
+def test_pretraining_hands_its_encoder_on(recordings: Path, rows: Path) -> None:
+    first = run(
+        "stage=speech_pretrain",
+        "core=tiny",
+        "modality/speech=best_rq_tiny",
+        f"data.train.0.source.folders={recordings}",
+        "data.train.0.source.skip=false",
+        "data.train.0.source.every=1",
+        "data.eval=[]",
+        f"runs={recordings / 'runs'}",
+        "stage.num_steps=3",
+        "loader.batch_size=3",
+        "dtype=float32",
+    )
+    assert 0.2 < first.final["hidden_share"] < 0.95 and first.final["expected_share"] == pytest.approx(
+        0.555, abs=0.001
+    )
+    assert first.final["codes_used"] > 1
+    summary = json.loads((first.run_dir / "summary.json").read_text("utf-8"))
+    frozen = [row for row in summary["freeze"] if not row["trained"] and row["group"].endswith("adapter")]
+    assert frozen and all(row["before"] == row["after"] for row in frozen)
+    second = run(
+        "stage=speech_sft",
+        *tiny(
+            rows, f"stage.init={{speech.encoder: {first.run_dir}}}", "stage.train=[modality.speech.adapter]"
+        ),
+    )
+    config = compose_config("train", ["stage=speech_sft", *tiny(rows)])
+    from mm_llama.build import build_model
+
+    model, _, _ = build_model(resolve(config))
+    before = model.modality["speech"].encoder.digest
+    load_adapter(model, first.run_dir, prefix="modality.speech.encoder")
+    assert model.modality["speech"].encoder.digest != before
+    state = json.loads(next(second.run_dir.glob("checkpoints/*/state.json")).read_text("utf-8"))
+    assert state["encoders"]["speech"] == model.modality["speech"].encoder.digest
+
+
+def test_pretraining_resumed_is_pretraining_uninterrupted(recordings: Path) -> None:
+    def go(name: str, *more: str) -> list[float]:
+        common = [
+            "stage=speech_pretrain",
+            "core=tiny",
+            "modality/speech=best_rq_tiny",
+            f"data.train.0.source.folders={recordings}",
+            "data.train.0.source.skip=false",
+            "data.train.0.source.every=1",
+            "data.eval=[]",
+            f"runs={recordings / 'runs'}",
+            f"name={name}",
+            "stage.num_steps=4",
+            "stage.save_every=2",
+            "stage.accumulate=2",
+            "loader.batch_size=3",
+            "dtype=float32",
+        ]
+        run(*common, *more)
+        lines = (recordings / "runs" / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    whole = go("whole")
+    go("cut")
+    steps = sorted((recordings / "runs" / "cut" / "checkpoints").iterdir())
+    for path in steps[1:]:  # as if killed after the second step
+        for file in path.rglob("*"):
+            file.unlink()
+        path.rmdir()
+    assert go("cut") == whole
+
+
+def test_recordings_are_split_by_name(recordings: Path) -> None:
+    kept = Recordings(recordings, every=2)
+    rest = Recordings(recordings, every=2, skip=True)
+    assert sorted(kept.files + rest.files) == sorted(Recordings(recordings).files)
+    assert not set(kept.files) & set(rest.files) and kept.digest != rest.digest
+    with pytest.raises(FileNotFoundError, match="there is no recording below"):
+        Recordings(recordings / "runs")
+
+
+@pytest.fixture
+def make_step() -> Callable[..., Any]:
+    from mm_llama.stages.best_rq import PredictCodes
+
+    return PredictCodes
+
+
+def test_padding_changes_no_loss(make_step: Callable[..., Any], rows: Path) -> None:
+    from mm_llama.batch import Batch, Media
+    from mm_llama.build import build_model
+    from mm_llama.stages.best_rq import Drawn
+
+    overrides = ["stage=speech_pretrain", "core=tiny", "modality/speech=best_rq_tiny", "dtype=float32"]
+    model, _, _ = build_model(resolve(compose_config("train", overrides)))
+    generator = torch.Generator().manual_seed(0)
+    items = [torch.randn(length, 80, generator=generator) for length in (97, 400, 260)]
+    media = Media(items, torch.arange(3), torch.zeros(3, dtype=torch.long), torch.arange(3))
+    batch = Batch(torch.zeros(3, 2, dtype=torch.long), torch.full((3,), 2), media={"speech": media})
+    step = make_step(noise=0.0)
+    drawn = step.draw(batch, generator)
+    together = float(step._loss(model, drawn).loss_sum)
+    alone = 0.0
+    for row, item in enumerate(items):
+        hidden = drawn.hidden_BA[row : row + 1, : len(item)]
+        one = Drawn(
+            item[None],
+            torch.tensor([len(item)]),
+            hidden,
+            drawn.predicted_BT[row : row + 1, : len(item) // 4],
+        )
+        alone += float(step._loss(model, one).loss_sum)
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert step.count(batch) == int(step._drawn[id(batch)].predicted_BT.sum())
+
+
+def test_long_utterances_are_cropped(make_step: Callable[..., Any]) -> None:
+    step = make_step(max_frames=100)
+    long = torch.arange(500.0)[:, None].expand(-1, 80)
+    cropped = step._cropped(long, torch.Generator().manual_seed(1))
+    assert cropped.shape == (100, 80) and torch.equal(cropped[1:] - cropped[:-1], torch.ones(99, 80))
+    with pytest.raises(ValueError, match="probability=2"):
+        make_step(probability=2)
