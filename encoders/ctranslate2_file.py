@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,15 +23,17 @@ _VERSIONS = (5, 6)  # of the file's layout
 _MOST = 100_000  # arrays, and characters of a name
 
 
-def read_ctranslate2(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
+def read_ctranslate2(path: str | Path | Sequence[str | Path], prefix: str = "") -> dict[str, Tensor]:
     """Return the arrays whose names begin with `prefix`, by what follows it; the others are passed over.
 
-    Raises ValueError, naming the file, where it is of another layout, cut short, or a name comes twice.
+    A file that was cut into parts is given as its parts, in order. Raises ValueError, naming the file, where it is of
+    another layout, cut short, or a name comes twice.
     """
-    path = Path(path)
+    parts = [Path(path)] if isinstance(path, str | Path) else [Path(part) for part in path]
+    path = parts[0]
     found: dict[str, Tensor] = {}
-    with path.open("rb") as file:
-        size = path.stat().st_size
+    with _opened(parts) as file:
+        size = sum(part.stat().st_size for part in parts)
         reader = _Reader(file, path)
         (version,) = reader.unpack("I")
         if version not in _VERSIONS:
@@ -57,6 +61,12 @@ def read_ctranslate2(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
                 raise ValueError(f"{path} is damaged at {name}: {values.numel()} values, shape {list(dims)}")
             found[name.removeprefix(prefix)] = values.view(dims)
     return found
+
+
+def _opened(parts: Sequence[Path]) -> BinaryIO:
+    if len(parts) == 1:
+        return parts[0].open("rb")
+    return io.BytesIO(b"".join(part.read_bytes() for part in parts))
 
 
 class _Reader:

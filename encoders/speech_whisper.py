@@ -8,6 +8,7 @@ Shapes: M recordings, A mel frames, n mels, T frames (A / 2, rounded up), E widt
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ _LAYER_HF = {
 class WhisperEncoder(nn.Module):
     """Log-mels float[M, A, n] to features float[M, T, E], one every 20 ms.
 
-    `weights` None draws them from `seed`. What goes in is what `preprocess` makes of 16 kHz samples.
+    `weights` None draws them from `seed`; a `model.bin` that comes in parts is given as a list of them. What goes in is
+    what `preprocess` makes of 16 kHz samples.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class WhisperEncoder(nn.Module):
         num_layers: int = 4,
         num_heads: int = 6,
         max_frames: int = 1500,
-        weights: str | Path | None = None,
+        weights: str | Path | Sequence[str | Path] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -77,7 +79,9 @@ class WhisperEncoder(nn.Module):
         self.layers: Any = nn.ModuleList(WhisperLayer(dim, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         if weights is not None:
-            self._load(Path(weights))
+            self._load(
+                [Path(weights)] if isinstance(weights, str | Path) else [Path(part) for part in weights]
+            )
         else:
             self._draw(seed)
         self._digest = Digest(self)
@@ -149,8 +153,9 @@ class WhisperEncoder(nn.Module):
                 else:
                     weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
 
-    def _load(self, path: Path) -> None:
-        read = _from_folder(path) if path.is_dir() else _from_ctranslate2(path)
+    def _load(self, parts: Sequence[Path]) -> None:
+        path = parts[0]
+        read = _from_folder(path) if path.is_dir() else _from_ctranslate2(parts)
         heads = read.pop("num_heads", None)
         if heads is not None and int(heads) != self.layers[0].num_heads:
             raise ValueError(f"{path} is of {int(heads)} heads, not num_heads={self.layers[0].num_heads}")
@@ -201,9 +206,9 @@ def _sinusoids(count: int, dim: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=1)
 
 
-def _from_ctranslate2(path: Path) -> dict[str, Tensor]:
+def _from_ctranslate2(parts: Sequence[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for name, tensor in read_ctranslate2(path, "encoder/").items():
+    for name, tensor in read_ctranslate2(parts, "encoder/").items():
         layer, _, inner = name.partition("/")
         if name in _OUTER_CT2:
             state[_OUTER_CT2[name]] = tensor
@@ -216,7 +221,7 @@ def _from_ctranslate2(path: Path) -> dict[str, Tensor]:
                 if (which, part) != ("k", "bias"):
                     state[f"layers.{layer.removeprefix('layer_')}.{which}.{part}"] = piece
                 elif piece.any():
-                    raise ValueError(f"{path}: keys have a bias in {name}, which Whisper's have not")
+                    raise ValueError(f"{parts[0]}: keys have a bias in {name}, which Whisper's have not")
         else:
             state[name] = tensor
     return state

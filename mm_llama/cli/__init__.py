@@ -20,7 +20,7 @@ VERBS = {
     ),
     "eval": ("eval", "measure: vqa, clips, captions, speech, mmlu"),
     "average": ("average", "rank finished runs and average the weights of the best"),
-    "bench": ("bench", "measure speed on this machine: image, video, growth, packing"),
+    "bench": ("bench", "measure speed on this machine: image, video, speech, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
     "report": ("report", "write a run's report page"),
     "data": ("data", "validate, show, count and make data files"),

@@ -10,6 +10,7 @@ from mm_llama.core.messages import near
 BENCHES = {
     "image": "a released vision layout against transformers: first token, decoding, cache, image towers",
     "video": "frames of a long clip read, decoded and encoded, against decoding all of it; memory by length",
+    "speech": "sound to the first token in its terms, recordings of all lengths, the cost of the paper's size",
     "growth": "time and memory of conversations by their number of pictures, and of batches by that of clips",
     "packing": "training steps with rows as they come, sorted by length, and packed",
 }

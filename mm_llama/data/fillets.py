@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from mm_llama.data.spoken_rows import SPLITS, recognition, translation, write_fl
 
 SPOKEN = {"cs": "Czech", "nl": "Dutch"}
 SECONDS = (0.3, 29.0)
-VERSION = 1
+VERSION = 2
 
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _ID = re.compile(rf"dialogId\(\s*{_STRING}\s*,\s*{_STRING}\s*,\s*{_STRING}\s*\)")
@@ -68,12 +69,20 @@ def split_of(level: str) -> str:
 
 
 def write_jsonl(texts: str | Path, sounds: dict[str, str | Path], out_dir: str | Path) -> dict[str, Path]:
-    """Write recordings, and for each a row that asks for what is said and one that asks for it in English."""
+    """Write recordings, and for each a row that asks for what is said and one that asks for it in English.
+
+    The transcript of a row to be translated is its English text: what a readout is to find in the recording.
+    """
 
     def fill(folder: Path) -> None:
         rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        empty = []
         for line in read_lines(texts, sounds):
-            sound = open_sound(line.sound)
+            try:
+                sound = open_sound(line.sound)
+            except ValueError as error:  # the packages have recordings without a sample in them
+                empty.append(str(error))
+                continue
             if not SECONDS[0] <= sound.seconds <= SECONDS[1] or sound.silent:
                 continue
             path = f"clips/{line.code}/{line.level}_{line.name}.flac"
@@ -82,8 +91,18 @@ def write_jsonl(texts: str | Path, sounds: dict[str, str | Path], out_dir: str |
             language = SPOKEN[line.code]
             rows[split_of(line.level)] += [
                 recognition(path, line.text, language, **about),
-                translation(path, line.text, line.english, "English", source_language=language, **about),
+                translation(
+                    path,
+                    line.text,
+                    line.english,
+                    "English",
+                    transcript=line.english,
+                    source_language=language,
+                    **about,
+                ),
             ]
+        if empty:
+            print(f"{len(empty)} recordings were left out, the first: {empty[0]}", file=sys.stderr)
         write_rows(folder, rows)
 
     folder = make_folder(out_dir, "fillets", {"version": VERSION, "codes": sorted(sounds)}, fill)

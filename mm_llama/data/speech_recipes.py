@@ -23,7 +23,13 @@ VERSION = 1
 
 def asterisk(root: str | Path, texts: str | Path, out: str | Path, split: str = "train") -> JsonlChat:
     """Return one split (train, holdout, test) of the Asterisk prompts, to be recognised."""
-    return JsonlChat(_split(asterisk_data.write_jsonl(root, texts, _folder(out)), split, "Asterisk"))
+    return JsonlChat(
+        _split(
+            asterisk_data.write_jsonl(root, texts, _folder(out, str(asterisk_data.VERSION))),
+            split,
+            "Asterisk",
+        )
+    )
 
 
 def librivox(root: str | Path, out: str | Path, split: str = "test") -> JsonlChat:
@@ -48,7 +54,9 @@ def fillets(
         raise ValueError(
             f"tasks of fillets are translation and recognition, not {(unknown or ['(none)'])[0]}"
         )
-    files = fillets_data.write_jsonl(root, {"cs": czech, "nl": dutch}, _folder(out))
+    files = fillets_data.write_jsonl(
+        root, {"cs": czech, "nl": dutch}, _folder(out, str(fillets_data.VERSION))
+    )
     source = JsonlChat(_split(files, split, "Fillets"))
     chosen = [index for index in range(len(source)) if source.row(index).extra["task"] in tasks]
     return Subset(source, chosen)

@@ -26,10 +26,15 @@ def recognition(path: str, text: str, language: str = "English", **extra: Any) -
     )
 
 
-def translation(path: str, said: str, text: str, language: str, **extra: Any) -> dict[str, Any]:
-    """Return the row that asks for it in another language; `said` is in the recording's own."""
+def translation(
+    path: str, said: str, text: str, language: str, transcript: str | None = None, **extra: Any
+) -> dict[str, Any]:
+    """Return the row that asks for it in another language; `said` is in the recording's own.
+
+    `transcript` is what a readout is to find in the recording, by default what is said.
+    """
     about = {"task": "translation", "language": language, "source_text": said, **extra}
-    return _row(translate_prompt(language), path, said, text, about)
+    return _row(translate_prompt(language), path, said if transcript is None else transcript, text, about)
 
 
 def dialogue(path: str, said: str, answer: str, **extra: Any) -> dict[str, Any]:

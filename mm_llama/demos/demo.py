@@ -1,4 +1,4 @@
-"""`make demo`: real pictures, clips and recordings train adapters onto the frozen default core; a page says what came of it.
+"""`make demo`: pictures, clips and recordings train adapters onto the frozen default core; a page says what came of it.
 
 Phases: data, features and training of the image adapter, of the video adapter beside it, of the speech adapter
 (`mm-llama train` runs), test questions about pictures and clips, recordings to be written down, questions asked aloud,
