@@ -1,6 +1,7 @@
 """BEST-RQ: what a speech encoder learns from before there are words (paper section 8.2.1; arXiv 2202.01855).
 
-Targets are codes of random, frozen codebooks; spans of the input are hidden, and the encoder predicts the codes there.
+Targets are codes of random, frozen codebooks; spans of the input are hidden (`mm_llama.data.augment`), and the encoder
+predicts the codes there.
 
 Shapes: B recordings, A mel frames, T stacked frames, n mels, m = stack * n, C codebooks, V codes, d code width,
 E encoder width.
@@ -96,45 +97,6 @@ def standardised(stacked_BTm: Tensor, lengths_B: Tensor | None = None) -> Tensor
     centred = (stacked_BTm - mean_B1m) * real_BT1
     deviation = (centred.square().sum(1, keepdim=True) / count_B11).sqrt()
     return centred / deviation.clamp_min(1e-5)
-
-
-def span_mask(
-    lengths_B: Tensor,
-    num_frames: int,
-    *,
-    probability: float = 0.025,
-    span: int = 32,
-    generator: torch.Generator,
-) -> Tensor:
-    """Draw which mel frames are hidden, bool[B, A]: each real frame begins a span with this probability.
-
-    Spans overlap, and end with the recording: about `1 - (1 - probability) ** span` of its frames are hidden. A
-    recording in which none would begin gets one, at a place drawn evenly: it would teach nothing else.
-    """
-    B = len(lengths_B)
-    draws_BA = torch.rand(B, num_frames, generator=generator)
-    lengths = lengths_B.cpu()
-    real_BA = torch.arange(num_frames) < lengths[:, None]
-    begins_BA = (draws_BA < probability) & real_BA
-    least_B = draws_BA.masked_fill(~real_BA, 2.0).argmin(1)
-    none_B = ~begins_BA.any(1) & (lengths > 0)
-    begins_BA[none_B, least_B[none_B]] = True
-    # A frame is hidden where a span began at most span - 1 frames before it.
-    begun_BA = begins_BA.long().cumsum(1)
-    before_BA = F.pad(begun_BA, (span, 0))[:, :num_frames]
-    return ((begun_BA > before_BA) & real_BA).to(lengths_B.device)
-
-
-def hide(mels_BAn: Tensor, hidden_BA: Tensor, *, std: float = 0.1, generator: torch.Generator) -> Tensor:
-    """Return the mels with noise of this deviation in place of hidden frames (arXiv 2202.01855, section 3.2)."""
-    noise = torch.randn(mels_BAn.shape, generator=generator).to(mels_BAn) * std
-    return torch.where(hidden_BA[..., None], noise, mels_BAn)
-
-
-def wholly_hidden(hidden_BA: Tensor, stack: int) -> Tensor:
-    """Return bool[B, T]: stacked frames of which no mel frame is seen. Only there is a code to be predicted."""
-    T = hidden_BA.shape[1] // stack
-    return hidden_BA[:, : T * stack].unflatten(1, (T, stack)).all(-1)
 
 
 class BestRQ(nn.Module):

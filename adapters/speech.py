@@ -22,8 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads
-from mm_llama.core.llama import Rope, rotate
+from mm_llama.core.layers import (
+    FeedForward,
+    Linear,
+    RMSNorm,
+    Rope,
+    attend,
+    merge_heads,
+    rotate,
+    split_heads,
+)
 
 EMIT = ("frames", "tokens")
 
@@ -284,7 +292,7 @@ class SpeechLayer(nn.Module):
 
 
 def _rope(num_frames: int, head_dim: int, device: torch.device, base: float = 10_000.0) -> Rope:
-    """Return cosines and signed sines, float32[1, 1, F, d], as `mm_llama.core.llama.rotate` takes them."""
+    """Return cosines and signed sines, float32[1, 1, F, d], as `rotate` takes them."""
     exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim
     angles = torch.arange(num_frames, device=device)[None, None, :, None].float() / base**exponents
     cos, sin = angles.cos(), angles.sin()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # package -> what it may import of ours. The longest matching key counts; `core` is mm_llama.core, and so on.
 CORE = {"mm_llama.core"}
-MODEL = {"mm_llama.batch", "mm_llama.modality", "mm_llama.model", "mm_llama.prefixes"}
+MODEL = {"mm_llama.batch", "mm_llama.modality", "mm_llama.model", "mm_llama.prefixes", "mm_llama.splice"}
 CHAT = {"mm_llama.core.tokenizer", "mm_llama.core.chat", "mm_llama.core.messages"}
 FILES = {"mm_llama.paths", "mm_llama.assets", "mm_llama.archives"}
 ANY = {"mm_llama"}
@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": {"adapters", "mm_llama.core.layers", "mm_llama.core.fan_out"},
     "mm_llama.core": CORE,
     "mm_llama.batch": set(),
-    "mm_llama.modality": CORE | {"mm_llama.batch"},
+    "mm_llama.splice": {"mm_llama.batch"},
+    "mm_llama.modality": CORE | {"mm_llama.batch", "mm_llama.splice"},
     "mm_llama.prefixes": CORE | MODEL,
     "mm_llama.model": CORE | MODEL,
     "mm_llama.data": CHAT | {"mm_llama.data", "mm_llama.batch"},
@@ -49,6 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
     "mm_llama.core": {"torch", "numpy", "safetensors", "tokenizers", "tiktoken", "regex", "gguf"},
     "mm_llama.batch": {"torch"},
     "mm_llama.modality": {"torch"},
+    "mm_llama.splice": {"torch"},
     "mm_llama.model": {"torch"},
     "mm_llama.prefixes": {"torch"},
 }

@@ -24,6 +24,17 @@ from mm_llama.bench.measure import (
 )
 
 SECONDS = (1.5, 3.0, 6.0, 12.0)  # of the recordings of a ragged batch
+# transformers' names in a layer of Whisper's encoder, and ours.
+_PEERS_NAMES = {
+    "self_attn_layer_norm": "attention_norm",
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.out_proj": "o",
+    "final_layer_norm": "feed_forward_norm",
+    "fc1": "up",
+    "fc2": "down",
+}
 TERMS = ("features", "encoder", "adapter", "prefill", "first token")
 
 
@@ -116,10 +127,10 @@ def ragged(repeats: int) -> dict[str, Any]:
     """Time Whisper's encoder on recordings of several lengths, as long as they are, beside transformers' 30 s each."""
     import torch
 
-    from encoders.speech_whisper import WhisperEncoder
-    from mm_llama.build import resolve_source
+    from mm_llama.build import build, compose_config
 
-    encoder = WhisperEncoder(weights=resolve_source("asset:whisper_tiny_en/model.bin")).eval()
+    config = compose_config("train", ["modality/speech=whisper_tiny_en", "stage=none"])
+    encoder = build(config.modality.speech.encoder).eval()
     recordings = [speechlike(seconds) for seconds in SECONDS]
     mels = [encoder.preprocess(one) for one in recordings]
     lengths = torch.tensor([len(one) for one in mels])
@@ -155,8 +166,6 @@ def _peer(encoder: Any) -> Any:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Peer
     except ImportError:
         return None
-    from encoders.speech_whisper import _LAYER_HF
-
     config = WhisperConfig(
         d_model=encoder.dim,
         encoder_layers=len(encoder.layers),
@@ -171,7 +180,7 @@ def _peer(encoder: Any) -> Any:
     state |= {name: own[name] for name in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")}
     state |= {"layer_norm.weight": own["norm.weight"], "layer_norm.bias": own["norm.bias"]}
     for number in range(len(encoder.layers)):
-        for theirs, ours in _LAYER_HF.items():
+        for theirs, ours in _PEERS_NAMES.items():
             for part in ("weight", "bias"):
                 if f"layers.{number}.{ours}.{part}" in own:
                     state[f"layers.{number}.{theirs}.{part}"] = own[f"layers.{number}.{ours}.{part}"]
@@ -180,31 +189,38 @@ def _peer(encoder: Any) -> Any:
 
 
 def paper_size(seconds: float, repeats: int, small: bool) -> dict[str, Any]:
-    """Time one Conformer layer and the adapter at the paper's sizes on `seconds` of sound, forward and backward.
+    """Time a Conformer of one layer and the adapter at the paper's sizes on `seconds` of sound, forward and backward.
 
     `small` uses sizes that a test can wait for.
     """
     import torch
 
-    from adapters.speech import SpeechAdapter
-    from encoders.speech_conformer import Conformer, rotary
+    from mm_llama.build import build
 
     width, heads, ffn, layers = (64, 2, 128, 2) if small else (1536, 24, 4096, 24)
     T = max(2, int(seconds * 25))
-    encoder = Conformer(width=width, num_layers=1, num_heads=heads, ffn_width=ffn)
-    rope = rotary(torch.arange(T), width // heads)
-    x = torch.randn(1, T, width, requires_grad=True)
-    adapter = SpeechAdapter(
-        width, 4 * width if small else 4096, width=2 * width, num_heads=heads, ffn_width=ffn
+    sizes = {"width": width, "num_heads": heads, "ffn_width": ffn}
+    encoder = build({"_target_": "encoders.speech_conformer.Conformer", **sizes, "num_layers": 1})
+    stacked = torch.randn(1, T, 320)
+    x = torch.randn(T, width, requires_grad=True)
+    core_width = 4 * width if small else 4096
+    adapter = build(
+        {
+            "_target_": "adapters.speech.SpeechAdapter",
+            "encoder_dim": width,
+            "dim": core_width,
+            **sizes,
+            "width": 2 * width,
+        }
     )
-    table = torch.zeros(8, adapter.dim)
+    table = torch.zeros(8, core_width)
 
     def layer() -> None:
-        encoder.layers[0](x, rope, None).sum().backward()
+        encoder.frames(stacked).sum().backward()
         encoder.zero_grad(set_to_none=True)
 
     def join() -> None:
-        adapter([x[0]], table)[0].sum().backward()
+        adapter([x], table)[0].sum().backward()
         adapter.zero_grad(set_to_none=True)
 
     timings = interleaved({"layer": layer, "adapter": join}, repeats)
@@ -219,7 +235,7 @@ def paper_size(seconds: float, repeats: int, small: bool) -> dict[str, Any]:
 
     weights = sum(p.nbytes for p in encoder.layers[0].parameters())
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        encoder.layers[0](x, rope, None)
+        encoder.frames(stacked)
     return {
         "seconds_of_sound": seconds,
         "layers": layers,

@@ -22,6 +22,8 @@ _FUSED_SCORES = 512 * 512
 # read by all threads in explicit products.
 _ONE_QUERY = 512
 
+Rope = tuple[Tensor, Tensor]  # cosines and signed sines of `rotate`
+
 
 class Linear(nn.Linear):
     """Bias-free linear map that computes in its input's dtype, so float32 masters serve bfloat16 compute."""
@@ -181,3 +183,11 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x_BHSd: Tensor) -> Tensor:
     """Reshape float[B, H, S, d] to float[B, S, H*d]."""
     return x_BHSd.transpose(1, 2).flatten(2)
+
+
+def rotate(x_BHSd: Tensor, rope: Rope) -> Tensor:
+    """Apply rotary positions to float[B, H, S, d] in float32; pairs are (i, i + d/2), the first has minus the sine."""
+    cos, sin = rope
+    x = x_BHSd.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x_BHSd.dtype)

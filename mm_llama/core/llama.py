@@ -17,12 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from mm_llama.core.cache import KVCache, Slots
-from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, joined, merge_heads, split_heads
+from mm_llama.core.layers import (
+    FeedForward,
+    Linear,
+    RMSNorm,
+    Rope,
+    attend,
+    joined,
+    merge_heads,
+    rotate,
+    split_heads,
+)
 from mm_llama.core.packed import Documents, attend_documents, find_documents
 from mm_llama.core.products import linear
 
 Between = Callable[[int, Tensor], Tensor]
-Rope = tuple[Tensor, Tensor]
 Mask = Tensor | Documents | None  # bool[B or 1, S, T] of who sees whom, or the documents of packed rows
 
 
@@ -237,14 +246,6 @@ class SelfAttention(nn.Module):
         if isinstance(mask, Documents):
             return self.o(merge_heads(attend_documents(q, k, v, mask)))
         return self.o(merge_heads(attend(q, k, v, mask)))
-
-
-def rotate(x_BHSd: Tensor, rope: Rope) -> Tensor:
-    """Apply rotary positions to float[B, H, S, d] in float32; pairs are (i, i + d/2), the first has minus the sine."""
-    cos, sin = rope
-    x = x_BHSd.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x_BHSd.dtype)
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:

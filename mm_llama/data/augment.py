@@ -2,13 +2,14 @@
 
 Everything is drawn from a generator that is given, so that a step can be repeated.
 
-Shapes: T samples, A mel frames, n mels.
+Shapes: B recordings, T samples, A mel frames, n mels.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def change_speed(samples_T: Tensor, factor: float) -> Tensor:
@@ -73,3 +74,42 @@ def spec_augment(
             start = int(torch.randint(0, size - drawn + 1, (), generator=generator))
             hidden.narrow(axis, start, drawn).fill_(True)
     return torch.where(hidden.to(mels_An.device), mels_An.mean(), mels_An)
+
+
+def span_mask(
+    lengths_B: Tensor,
+    num_frames: int,
+    *,
+    probability: float = 0.025,
+    span: int = 32,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw which mel frames are hidden, bool[B, A]: each real frame begins a span with this probability.
+
+    Spans overlap, and end with the recording: about `1 - (1 - probability) ** span` of its frames are hidden. A
+    recording in which none would begin gets one, at a place drawn evenly: it would teach nothing else.
+    """
+    B = len(lengths_B)
+    draws_BA = torch.rand(B, num_frames, generator=generator)
+    lengths = lengths_B.cpu()
+    real_BA = torch.arange(num_frames) < lengths[:, None]
+    begins_BA = (draws_BA < probability) & real_BA
+    least_B = draws_BA.masked_fill(~real_BA, 2.0).argmin(1)
+    none_B = ~begins_BA.any(1) & (lengths > 0)
+    begins_BA[none_B, least_B[none_B]] = True
+    # A frame is hidden where a span began at most span - 1 frames before it.
+    begun_BA = begins_BA.long().cumsum(1)
+    before_BA = F.pad(begun_BA, (span, 0))[:, :num_frames]
+    return ((begun_BA > before_BA) & real_BA).to(lengths_B.device)
+
+
+def hide(mels_BAn: Tensor, hidden_BA: Tensor, *, std: float = 0.1, generator: torch.Generator) -> Tensor:
+    """Return the mels with noise of this deviation in place of hidden frames (arXiv 2202.01855, section 3.2)."""
+    noise = torch.randn(mels_BAn.shape, generator=generator).to(mels_BAn) * std
+    return torch.where(hidden_BA[..., None], noise, mels_BAn)
+
+
+def wholly_hidden(hidden_BA: Tensor, stack: int) -> Tensor:
+    """Return bool[B, T]: stacked frames of which no mel frame is seen. Only there is a code to be predicted."""
+    T = hidden_BA.shape[1] // stack
+    return hidden_BA[:, : T * stack].unflatten(1, (T, stack)).all(-1)

@@ -14,8 +14,7 @@ from mm_llama.data.recipes import Subset, _folder, _split, easy_vqa
 from mm_llama.data.sentences import sentences
 from mm_llama.data.sources import JsonlChat, Source
 from mm_llama.data.spoken import say_all
-from mm_llama.data.spoken_dialogue import answering, answers_to, instructions
-from mm_llama.data.spoken_rows import by_hash, dialogue, recognition, write_rows
+from mm_llama.data.spoken_rows import recognition, write_rows
 from mm_llama.data.text_to_speech import Hibari
 
 VERSION = 1
@@ -96,39 +95,6 @@ def spoken_sentences(
         rows = [recognition(path, text, seconds=seconds) for text, (path, seconds) in made.items()]
         write_rows(folder, {f"{name}_holdout": rows[:num_holdout], f"{name}_train": rows[num_holdout:]})
     return JsonlChat(_split(files, split, "spoken sentences"))
-
-
-def spoken_dialogues(
-    root: str | Path | Sequence[str | Path],
-    engine: str | Path,
-    out: str | Path,
-    core: str = "smollm2_135m",
-    split: str = "train",
-    num_train: int = 240,
-    num_holdout: int = 40,
-) -> JsonlChat:
-    """Return one split (train, holdout) of what may be asked, asked aloud, with the core's own short answers."""
-    folder, wanted = _folder(out, core), num_train + num_holdout
-    files = {name: folder / f"{num_train}_{num_holdout}_{name}.jsonl" for name in ("train", "holdout")}
-    if not all(path.is_file() for path in files.values()):
-        roots = [root] if isinstance(root, str | Path) else list(root)
-        asked = by_hash(instructions(roots))[: wanted * 2]
-        found = answers_to(asked, folder, core, lambda: answering(core))
-        pairs = [(text, found[text]) for text in asked if found[text]][:wanted]
-        if len(pairs) < wanted:
-            raise ValueError(
-                f"{root} hold {len(pairs):,} instructions with a short answer, fewer than num_train + num_holdout = "
-                f"{wanted:,}"
-            )
-        made = say_all([text for text, _ in pairs], folder, lambda: Hibari(engine))
-        rows = [
-            dialogue(made[text][0], text, answer, language="English", seconds=made[text][1])
-            for text, answer in pairs
-        ]
-        write_rows(
-            folder, {files["holdout"].stem: rows[:num_holdout], files["train"].stem: rows[num_holdout:]}
-        )
-    return JsonlChat(_split(files, split, "spoken dialogues"))
 
 
 def spoken_easy_vqa(

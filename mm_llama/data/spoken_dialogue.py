@@ -92,23 +92,6 @@ def answers_to(texts: Sequence[str], folder: Path, name: str, answer: Callable[[
     return {text: known[text] for text in texts}
 
 
-def answering(core: str, max_new_tokens: int = 36) -> Answer:
-    """Return what answers texts with a plain core, greedily."""
-    from mm_llama.build import load_model
-    from mm_llama.core.chat import Message, Text
-    from mm_llama.dtypes import choose_dtype
-    from mm_llama.generation.engine import generate
-
-    model, tokenizer, chat = load_model(core, (), choose_dtype("auto"))
-
-    def answer(texts: Sequence[str]) -> list[str]:
-        prompts = [chat.render([Message("user", (Text(text),))], open_assistant=True) for text in texts]
-        rows = generate(model, prompts, max_new_tokens=max_new_tokens, stop=chat.stop, tokenizer=tokenizer)
-        return [row.text for row in rows]
-
-    return answer
-
-
 def _read(kept: Path) -> dict[str, str]:
     """Return what was answered; a last line that was cut off is taken off the file."""
     if not kept.is_file():

@@ -253,6 +253,7 @@ class Demo:
 
     def report(self, runs: list[Path], command: str) -> Path:
         """Write demo.json and the page."""
+        from mm_llama.data.sound import open_sound
         from mm_llama.data.video import open_clip
         from mm_llama.report.page import write_report
         from mm_llama.stages.checkpoint import find_checkpoint
@@ -302,7 +303,7 @@ class Demo:
             ],
         }
         (self.out / "demo.json").write_text(json.dumps(demo, indent=2) + "\n", "utf-8")
-        return write_report(self.out, self.out / "report.html", open_clip=open_clip)
+        return write_report(self.out, self.out / "report.html", open_clip=open_clip, open_sound=open_sound)
 
     def farewell(self, run: Path, video: Path, heard: Path, page: Path) -> None:
         """Say what came out and what to type next."""

@@ -8,26 +8,18 @@ Shapes: B batch, S positions, T target positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from mm_llama.batch import Batch
 from mm_llama.model import MultimodalLlama
 
-Embeddings = Callable[[Batch], Mapping[str, list[Tensor]]]
 
-
-def exact_answers(
-    model: MultimodalLlama, batch: Batch, embeddings: Mapping[str, list[Tensor]] | None = None
-) -> list[bool]:
-    """Return, per row, whether every target token has the largest logit at the position before it.
-
-    `embeddings` as in `MultimodalLlama.prepare`.
-    """
+def exact_answers(model: MultimodalLlama, batch: Batch) -> list[bool]:
+    """Return, per row, whether every target token has the largest logit at the position before it."""
     with torch.inference_mode():
-        batch, media = model.prepare(batch, embeddings)
+        batch, media = model.prepare(batch)
     assert batch.targets_BS is not None
     at_BS = torch.nn.functional.pad(batch.targets_BS[:, 1:], (0, 1))
     with torch.inference_mode():
@@ -38,13 +30,7 @@ def exact_answers(
     return [not wrong for wrong in wrong_BS.any(1).tolist()]
 
 
-def answer_accuracy(
-    model: MultimodalLlama, batches: Iterable[Batch], embeddings: Embeddings | None = None
-) -> dict[str, float]:
-    """Return {"answers": share of rows answered exactly} over the batches; `embeddings` gives spliced ones for each."""
-    rows: list[bool] = []
-    for batch in batches:
-        with torch.inference_mode():
-            instead = embeddings(batch) if embeddings is not None else None
-        rows += exact_answers(model, batch, instead)
+def answer_accuracy(model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return {"answers": share of rows answered exactly} over the batches."""
+    rows = [right for batch in batches for right in exact_answers(model, batch)]
     return {"answers": sum(rows) / max(1, len(rows))}

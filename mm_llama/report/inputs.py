@@ -24,6 +24,7 @@ WHAT = {
 
 # `mm_llama.data.video.open_clip`, or what is called and answers like it: a page can be made without decoders.
 OpenClip = Callable[..., Any]
+OpenSound = Callable[..., Any]  # mm_llama.data.sound.open_sound
 
 
 @dataclass
@@ -54,13 +55,16 @@ class Inputs:
     missing: dict[str, str] = field(default_factory=dict)  # file as named on the page -> what the page lacks
     notes: list[str] = field(default_factory=list)
     open_clip: OpenClip | None = None
+    open_sound: OpenSound | None = None
 
     def locate(self, name: str) -> Path:
         """Path of a file; demo.json may have put it elsewhere, relative to the run folder."""
         return self.run_dir / str(_mapping(self.demo.get("files")).get(name, name))
 
 
-def read_inputs(run_dir: Path, open_clip: OpenClip | None = None) -> Inputs:
+def read_inputs(
+    run_dir: Path, open_clip: OpenClip | None = None, open_sound: OpenSound | None = None
+) -> Inputs:
     """Read a run folder as described in `mm_llama.report.page`.
 
     FileNotFoundError when the folder does not exist; ValueError naming file and line for one that is no JSON.
@@ -69,7 +73,7 @@ def read_inputs(run_dir: Path, open_clip: OpenClip | None = None) -> Inputs:
         raise FileNotFoundError(
             f"there is no run folder {run_dir}; give the folder that a run left, such as runs/demo"
         )
-    inputs = Inputs(run_dir, open_clip=open_clip)
+    inputs = Inputs(run_dir, open_clip=open_clip, open_sound=open_sound)
     inputs.demo = _read_object(inputs, run_dir / "demo.json", "demo.json")
     for number, row in enumerate(_stages(inputs)):
         folder = run_dir / str(row.get("dir", "."))

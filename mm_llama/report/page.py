@@ -33,7 +33,7 @@ from pathlib import Path
 from mm_llama.report import evidence, results
 from mm_llama.report.clips import clips
 from mm_llama.report.headline import eyebrow, headline
-from mm_llama.report.inputs import Inputs, OpenClip, read_inputs
+from mm_llama.report.inputs import Inputs, OpenClip, OpenSound, read_inputs
 from mm_llama.report.markup import Markup, element
 from mm_llama.report.pictures import held_out_pictures, photos_for_show
 from mm_llama.report.speech import speech
@@ -57,14 +57,21 @@ SECTIONS: tuple[Section, ...] = (
 )
 
 
-def write_report(run_dir: str | Path, out: str | Path, *, open_clip: OpenClip | None = None) -> Path:
+def write_report(
+    run_dir: str | Path,
+    out: str | Path,
+    *,
+    open_clip: OpenClip | None = None,
+    open_sound: OpenSound | None = None,
+) -> Path:
     """Write the page about a run to `out` and return its path; the file appears whole or not at all.
 
-    `open_clip` is `mm_llama.data.video.open_clip`; without it the page says that no clip was opened.
+    `open_clip` is `mm_llama.data.video.open_clip`, without which the page says that no clip was opened; `open_sound` is
+    `mm_llama.data.sound.open_sound`, without which recordings have no waveform.
     FileNotFoundError when the run folder does not exist, ValueError when one of its files is broken.
     """
     out = Path(out)
-    text = build_page(read_inputs(Path(run_dir), open_clip))
+    text = build_page(read_inputs(Path(run_dir), open_clip, open_sound))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(text, "utf-8")

@@ -149,7 +149,7 @@ def _player(inputs: Inputs, row: dict[str, Any]) -> Iterator[Markup]:
         inputs.missing.setdefault(f"recording {path.name}", "a player beside what was heard")
         yield element("div", "recording not found", class_="no-image")
         return
-    yield from _waveform(path)
+    yield from _waveform(inputs, path)
     if len(data) > MOST_BYTES:
         yield element("p", f"{path.name} is too large for this page", class_="soft small")
         return
@@ -159,13 +159,13 @@ def _player(inputs: Inputs, row: dict[str, Any]) -> Iterator[Markup]:
     )
 
 
-def _waveform(path: Path) -> Iterator[Markup]:
-    """Yield the loudness of a recording over time as bars."""
+def _waveform(inputs: Inputs, path: Path) -> Iterator[Markup]:
+    """Yield the loudness of a recording over time as bars; nothing where it cannot be opened."""
+    if inputs.open_sound is None:
+        return
     try:
-        from mm_llama.data.sound import open_sound
-
-        samples = open_sound(path).samples
-    except (ImportError, OSError, ValueError):
+        samples = inputs.open_sound(path).samples
+    except (OSError, ValueError):
         return
     parts = samples[: len(samples) // BARS * BARS].view(BARS, -1).abs().amax(1)
     peaks = (parts / parts.max().clamp_min(1e-6)).tolist()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapters.best_rq import hide, span_mask, wholly_hidden
 from mm_llama.batch import Batch
+from mm_llama.data.augment import hide, span_mask, wholly_hidden
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.steps import StepOutput
 

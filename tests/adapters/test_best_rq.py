@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adapters.best_rq import CodePredictor, RandomQuantizer, hide, span_mask, standardised, wholly_hidden
+from adapters.best_rq import CodePredictor, RandomQuantizer, standardised
+from mm_llama.data.augment import hide, span_mask, wholly_hidden
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from mm_llama.core.messages import MediaPart, Message, Text
+from mm_llama.data.sound import open_sound
 from mm_llama.data.sources import Row
 from mm_llama.eval.speech import Asked, SpeechResult
 from mm_llama.report.page import write_report
@@ -39,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def page(run: Path) -> str:
-    return write_report(run, run / "report.html").read_text("utf-8")
+    return write_report(run, run / "report.html", open_sound=open_sound).read_text("utf-8")
 
 
 def section(text: str) -> str:
