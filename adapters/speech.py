@@ -78,12 +78,17 @@ class SpeechAdapter(nn.Module):
         stride: int = 2,
         emit: str = "frames",
         num_pieces: int = 0,
+        sharpen: float = 1.0,
         num_begin: int = 1,
         num_end: int = 1,
         norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
-        """`num_pieces` > 0 adds the readout, over the table's first so many rows; 0 leaves it out."""
+        """`num_pieces` > 0 adds the readout, over the table's first so many rows; 0 leaves it out.
+
+        What stands for a token is the table's mean by probabilities to the power of `sharpen`: with 1 by what is
+        believed; the higher, the closer to the likeliest token's own embedding, which alone a small core copies surely.
+        """
         super().__init__()
         if emit not in EMIT:
             raise ValueError(f"emit is {emit!r}, expected one of {', '.join(EMIT)}")
@@ -97,7 +102,9 @@ class SpeechAdapter(nn.Module):
                 f"num_begin={num_begin} and num_end={num_end} are not below 0"
             )
         self.encoder_dim, self.dim, self.stack, self.stride = encoder_dim, dim, stack, stride
-        self.emit, self.num_pieces = emit, num_pieces
+        if sharpen <= 0:
+            raise ValueError(f"sharpen is {sharpen}, expected a power above 0")
+        self.emit, self.num_pieces, self.sharpen = emit, num_pieces, sharpen
         self.norm = RMSNorm(encoder_dim * stack, norm_eps)
         self.convolution = nn.Conv1d(encoder_dim * stack, width, kernel, stride, padding=kernel // 2)
         self.layers: Any = nn.ModuleList(
@@ -212,8 +219,8 @@ class SpeechAdapter(nn.Module):
                 found.append(pieces_PD.new_zeros(0, self.dim))
                 continue
             logs = heard.scores_MFP[row].float() - heard.normaliser_MF[row, :, None]
-            parts = torch.stack([logs[first:end].exp().sum(0) for _, first, end in spans])
-            found.append((parts / parts.sum(-1, keepdim=True)).to(pieces_PD.dtype) @ pieces_PD)
+            parts = torch.stack([logs[first:end].logsumexp(0) for _, first, end in spans])
+            found.append((self.sharpen * parts).softmax(-1).to(pieces_PD.dtype) @ pieces_PD)
         return found
 
     def best_pieces(self, heard: Heard) -> list[list[tuple[int, int, int]]]:

@@ -21,7 +21,7 @@ from mm_llama.transcript import Segment, Transcript
 
 MAX_SECONDS = 15.0
 LEAST_SAMPLES = 800  # a shorter piece has no word in it, and no frame for some encoders
-TOKENS_A_SECOND, LEAST_TOKENS = 8, 24
+TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
 
 
 class Listener:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KIND = "speech"
 # What is said in a second is at most about this many tokens, and an answer may be longer than what it answers.
-TOKENS_A_SECOND, LEAST_TOKENS = 8, 24
+TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
 Progress = Callable[[str, int, int], None]
 
 

@@ -109,6 +109,9 @@ def test_an_unsure_readout_gives_a_mean(table: torch.Tensor) -> None:
     said.normaliser_MF = torch.cat((said.blank_MF[..., None], said.scores_MFP), -1).logsumexp(-1)  # type: ignore[index]
     (found,) = adapter.embeddings(said, table)
     torch.testing.assert_close(found[2:-3], (0.75 * table[1] + 0.25 * table[7])[None])
+    adapter.sharpen = 2.0
+    (found,) = adapter.embeddings(said, table)
+    torch.testing.assert_close(found[2:-3], (0.9 * table[1] + 0.1 * table[7])[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -153,6 +156,7 @@ def test_masters_in_float32_compute_in_bfloat16(table: torch.Tensor) -> None:
         ({"emit": "tokens"}, "set num_pieces"),
         ({"width": 18, "num_heads": 6}, "does not give 6 heads of an even width"),
         ({"kernel": 2}, "kernel=2 is odd"),
+        ({"sharpen": 0}, "sharpen is 0, expected a power above 0"),
     ],
 )
 def test_what_cannot_be_built(options: dict[str, object], said: str) -> None:

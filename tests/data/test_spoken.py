@@ -12,6 +12,7 @@ import torch
 from mm_llama.core.messages import MediaPart
 from mm_llama.data import speech_recipes as recipes
 from mm_llama.data.asterisk import read_prompts
+from mm_llama.data.joined import Joined
 from mm_llama.data.sentences import sentences, sentences_of
 from mm_llama.data.sound import RATE, open_sound
 from mm_llama.data.spoken import say_all
@@ -164,3 +165,19 @@ def test_questions_asked_aloud(asset_dir: Callable[[str], Path], tmp_path: Path)
         row.extra["type"] == "shape"
         and row.extra["question"].lower() in row.messages[0].parts[1].transcript.lower()
     )  # type: ignore[union-attr]
+
+
+def test_recordings_are_joined_with_what_is_said(asset_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    source = recipes.librivox(asset_dir("librivox_clips"), tmp_path)
+    joined = Joined(source, several=2)
+    assert len(joined) == 2 and joined.name_of(1) == source.name_of(2)
+    row = joined.row(0)
+    (part,) = row.messages[1].parts
+    assert isinstance(part, MediaPart)
+    texts = [source.row(n).extra["text"] for n in range(2)]
+    assert part.transcript == " ".join(texts) == row.messages[2].parts[0].text  # type: ignore[union-attr]
+    lengths = [len(open_sound(source.row(n).messages[1].parts[0].source).samples) for n in range(2)]  # type: ignore[union-attr]
+    assert len(part.source[0]) == sum(lengths) + int(0.35 * RATE)
+    assert len(Joined(source, several=2, max_seconds=1).row(0).messages[1].parts[0].source[0]) == lengths[0]  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="several=1 is at least 2"):
+        Joined(source, several=1)
