@@ -58,7 +58,11 @@ def test_the_text_question_is_answered(
 ) -> None:
     asset_dir("smollm2_135m")
     monkeypatch.chdir(tmp_path)  # where there is no runs/demo
-    asked = [words for words in commands() if words[1:2] == ["ask"] and not {"PICTURE", "CLIP", "RECORDING"} & set(words)]
+    asked = [
+        words
+        for words in commands()
+        if words[1:2] == ["ask"] and not {"PICTURE", "CLIP", "RECORDING"} & set(words)
+    ]
     assert asked
     for words in asked:
         assert main(words[1:]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         sides=("readout", "other") if args.other else ("readout",),
         batch_size=args.batch_size,
         progress=progress,
+        in_pieces=in_pieces(model, tokenizer, chat),
     )
     if args.out:
         result.write(args.out, args.answers or args.out.with_name(f"{args.out.stem}_answers.jsonl"))
@@ -69,6 +71,15 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
             print(f"  said   {record['said']}\n  heard  {record['heard']['model']}")
         print(f"{len(result.asked):,} recordings in {result.seconds['model']:.1f} s, features cached")
     return result.to_json()
+
+
+def in_pieces(model: Any, tokenizer: Any, chat: Any) -> Callable[[Any, str], str]:
+    """Return what writes down a long recording piece by piece, as `mm-llama transcribe` does."""
+    from mm_llama.assistant import Assistant
+    from mm_llama.listen import Listener
+
+    assistant = Assistant(model, tokenizer, chat)
+    return lambda recording, language: Listener(assistant, language).file(recording).text
 
 
 def source_of(data: str, split: str) -> Source:

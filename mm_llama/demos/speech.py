@@ -62,7 +62,7 @@ def listen(demo: Demo, run: Path, data: str, say: Callable[[str], None]) -> None
         return
     from rich.console import Console
 
-    from mm_llama.cli.eval_speech import source_of
+    from mm_llama.cli.eval_speech import in_pieces, source_of
     from mm_llama.demos.demo import _load, _write
     from mm_llama.eval.speech import evaluate_speech, read_asked
     from mm_llama.stage_run import prepared
@@ -80,7 +80,13 @@ def listen(demo: Demo, run: Path, data: str, say: Callable[[str], None]) -> None
         source = source_of(recipe, split)
         load_media, encoded = prepared(model, source)
         result = evaluate_speech(
-            model, tokenizer, chat, read_asked(source), load_media=load_media, encoded=encoded
+            model,
+            tokenizer,
+            chat,
+            read_asked(source),
+            load_media=load_media,
+            encoded=encoded,
+            in_pieces=in_pieces(model, tokenizer, chat),
         )
         Console(stderr=True).print(result.table())
         results.append({"name": name, **result.to_json()})

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 KIND = "speech"
 # What is said in a second is at most about this many tokens, and an answer may be longer than what it answers.
 TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
+LONG = 8.0
 Progress = Callable[[str, int, int], None]
+InPieces = Callable[[Any, str], str]
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,12 @@ def evaluate_speech(
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
+    in_pieces: InPieces | None = None,
 ) -> SpeechResult:
     """Put every row to the model, greedily; `load_media` and `encoded` as in `collate`.
+
+    `in_pieces(recording, language)` writes down what is said in a long recording, which is then cut at pauses as
+    `mm-llama transcribe` does: it is asked for recognition of those longer than LONG seconds.
 
     `sides` adds `readout` (where the adapter has one) and `other` (each row with another row's recording). Raises
     ValueError when there is nothing to ask.
@@ -226,6 +232,9 @@ def evaluate_speech(
     result.heard["model"] = _answers(
         model, tokenizer, chat, asked, samples, batch_size, progress, "model", reader
     )
+    for index, one in enumerate(asked):
+        if in_pieces is not None and one.task == "recognition" and one.seconds > LONG:
+            result.heard["model"][index] = in_pieces(one.recording, one.language)
     result.seconds["model"] = time.perf_counter() - start
     if "readout" in sides and model.modality[KIND].adapter.num_pieces:
         result.heard["readout"] = _readout(model, tokenizer, samples, batch_size, reader)

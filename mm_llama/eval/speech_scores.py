@@ -159,7 +159,7 @@ def translation_score(references: Sequence[str], hypotheses: Sequence[str]) -> T
     metrics = _sacrebleu()
     bleu = metrics.BLEU().corpus_score(list(hypotheses), [list(references)], n_bootstrap=1000)
     chrf = metrics.CHRF().corpus_score(list(hypotheses), [list(references)], n_bootstrap=1000)
-    return TranslationScore(bleu.score, bleu._ci, chrf.score, chrf._ci)
+    return TranslationScore(*(float(one) for one in (bleu.score, bleu._ci, chrf.score, chrf._ci)))
 
 
 def chrf_paired_p(
