@@ -73,17 +73,39 @@ def _check_beside(run: Path, name: str, start: Path) -> None:
 
 
 def _parts_before(run: Path) -> list[tuple[Path, str]]:
-    """Return the runs that a run took a frozen encoder from, which its own checkpoint does not hold, and its prefix."""
+    """Return the runs whose parts a run goes on from and does not hold itself, in order, and what of each.
+
+    These are a frozen encoder that came out of another run, and the rest of an adapter of which a run trained a part.
+    """
     from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
     from mm_llama.stages.identity import is_encoder
 
-    frozen = read_state(find_checkpoint(run))["encoders"]
+    state = read_state(find_checkpoint(run))
     init = read_run_config(run)["stage"].get("init") or {}
-    return [
-        (Path(start), f"modality.{key}")
-        for key, start in init.items()
-        if start and is_encoder(f"modality.{key}") and key.split(".")[0] in frozen
-    ]
+    found: list[tuple[Path, str]] = []
+    for key, start in init.items():
+        if not start:
+            continue
+        name = key.split(".")[0]
+        if is_encoder(f"modality.{key}"):
+            if name in state["encoders"]:
+                found.append((Path(start), f"modality.{key}"))
+        elif key == name and _only_parts(state["train"], name):
+            before = Path(start) if Path(start).is_dir() else run.parent / Path(start).name
+            if not before.is_dir():
+                raise ValueError(
+                    f"{run} trained a part of the {name} adapter of {start}, which is not there: put that run beside it"
+                )
+            found += [*_parts_before(before), (before, "")]
+    return found
+
+
+def _only_parts(trained: Sequence[str], name: str) -> bool:
+    """Say whether a run trained some of a modality's adapter, and not all of it."""
+    adapter = f"modality.{name}.adapter"
+    return any(one.startswith(f"{adapter}.") for one in trained) and not {adapter, f"modality.{name}"} & set(
+        trained
+    )
 
 
 def _checked_parts(run: Path, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -130,6 +130,25 @@ def test_copy_readout_and_recognition_go_on_from_each_other(rows: Path) -> None:
     }
 
 
+def test_what_trained_a_part_brings_the_rest_along(rows: Path) -> None:
+    readout = run("stage=speech_readout", *tiny(rows, *READOUT))
+    copy = run("stage=speech_copy", *tiny(rows, *READOUT, f"stage.init.speech={readout.run_dir}"))
+    model = load("tiny", [copy.run_dir], dtype="float32").model
+    both = load("tiny", [readout.run_dir], dtype="float32").model
+    load_adapter(both, copy.run_dir)
+    ours, theirs = (one.modality["speech"].adapter.state_dict() for one in (model, both))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # Moved together they are still found; alone the part is refused.
+    moved = rows.parent / "elsewhere"
+    moved.mkdir()
+    for one in (readout.run_dir, copy.run_dir):
+        one.rename(moved / one.name)
+    load("tiny", [moved / copy.run_dir.name], dtype="float32")
+    (moved / readout.run_dir.name).rename(moved / "gone")
+    with pytest.raises(ValueError, match="trained a part of the speech adapter of .* put that run beside it"):
+        load("tiny", [moved / copy.run_dir.name], dtype="float32")
+
+
 def test_a_run_hears_without_the_runs_that_it_came_from(rows: Path) -> None:
     copy = run("stage=speech_copy", *tiny(rows, *READOUT))
     readout = run("stage=speech_readout", *tiny(rows, *READOUT))

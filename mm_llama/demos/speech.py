@@ -1,4 +1,4 @@
-"""The speech part of the demo: three short stages, what was heard, and questions about pictures asked aloud."""
+"""The speech part of the demo: two short stages, what was heard, and questions about pictures asked aloud."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
 # In order; each goes on from those before it.
 STAGES = {
-    "speech_copy": "demo_speech_copy",
     "speech_readout": "demo_speech_readout",
     "speech": "demo_speech",
 }
 NAMES = {
-    "speech_copy": "speech, first stage: repeating text",
-    "speech_readout": "recordings, features, speech, second stage: tokens in sound",
-    "speech": "speech, third stage: through the core",
+    "speech_readout": "recordings, features, speech, first stage: tokens in sound",
+    "speech": "speech, second stage: repeating through the core",
     "listen": "recordings put to it",
     "aloud": "questions about pictures asked aloud",
 }
@@ -43,17 +41,9 @@ def voices(say: Callable[[str], None]) -> str:
 def train(demo: Demo, data: str, overrides: list[str]) -> list[Path]:
     """Train the stages, or find them trained; return their runs."""
     overrides = [f"data={data}", *overrides]
-    copy = demo.train("speech_copy", STAGES["speech_copy"], overrides)
     readout = demo.train("speech_readout", STAGES["speech_readout"], overrides)
-    init = [
-        f"stage.init.speech={readout}",
-        f"stage.init.speech.adapter.begin={copy}",
-        f"stage.init.speech.adapter.end={copy}",
-    ]
-    # A key with dots would nest: the whole mapping is given at once.
-    parts = ", ".join(one.removeprefix("stage.init.").replace("=", ": ", 1) for one in init)
-    speech = demo.train("speech", STAGES["speech"], [f"stage.init={{{parts}}}", *overrides], after=readout)
-    return [copy, readout, speech]
+    init = f"stage.init.speech={readout}"
+    return [readout, demo.train("speech", STAGES["speech"], [init, *overrides], after=readout)]
 
 
 def listen(demo: Demo, run: Path, data: str, say: Callable[[str], None]) -> None:
