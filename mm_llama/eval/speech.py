@@ -153,18 +153,14 @@ class SpeechResult:
         from rich.table import Table
 
         names = {"model": "through the core", "readout": "readout alone", "other": "another's recording"}
-        table = Table("task", "language", "rows", *(names[side] for side in self.heard))
+        table = Table("task", "language", "rows", "heard", "result")
         for entry in self.to_json()["tasks"]:
-            cells = []
-            for side in self.heard:
-                found = entry["sides"].get(side)
-                if found is None:
-                    cells.append("")
-                elif entry["task"] == "translation":
-                    cells.append(str(self.translation(side, entry["language"])))
-                else:
-                    cells.append(str(self.error_rate(side, entry["task"], entry["language"])))
-            table.add_row(entry["task"], entry["language"], str(entry["rows"]), *cells)
+            task, language = entry["task"], entry["language"]
+            first = [task, language, str(entry["rows"])]
+            for side in entry["sides"]:
+                of = self.translation(side, language) if task == "translation" else None
+                table.add_row(*first, names[side], str(of or self.error_rate(side, task, language)))
+                first = ["", "", ""]
         return table
 
     def write(self, path: Path, answers: Path) -> None:

@@ -200,7 +200,7 @@ def test_a_run_is_asked_in_the_first_of_the_wordings_it_was_trained_with(
     data: str, recipe: str, options: dict[str, str], adapter: Path, tmp_path: Path
 ) -> None:
     from mm_llama.build import compose_config, resolve
-    from mm_llama.cli.eval import _trained_with
+    from mm_llama.cli.eval_rows import _trained_with
     from mm_llama.stages.checkpoint import find_checkpoint, read_state, write_checkpoint
 
     config = resolve(compose_config("train", ["stage=none", f"data={data}"]))
