@@ -50,6 +50,19 @@ class Heard:
     scores_MFP: Tensor | None = None
     normaliser_MF: Tensor | None = None  # float32
 
+    def log_probabilities(self) -> list[Tensor]:
+        """Return float32[F, 1 + P] of each recording, its real frames: of the blank, then of every piece.
+
+        Raises ValueError for an adapter without a readout.
+        """
+        if self.scores_MFP is None or self.blank_MF is None or self.normaliser_MF is None:
+            raise ValueError("this adapter has no readout (num_pieces is 0), so no pieces to tell")
+        return [
+            torch.cat((self.blank_MF[row, :count, None], self.scores_MFP[row, :count].float()), dim=-1)
+            - self.normaliser_MF[row, :count, None]
+            for row, count in enumerate(self.lengths_M.tolist())
+        ]
+
     def best(self) -> Tensor:
         """Return int64[M, F]: the likeliest piece of each frame plus one, 0 for the blank."""
         scores_MFP, blank_MF = self.scores_MFP, self.blank_MF
@@ -196,8 +209,16 @@ class SpeechAdapter(nn.Module):
 
     def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
         """Return what enters the core, float[n, D] each."""
-        dtype = table_VD.dtype
-        inner = self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD)
+        return self._between_own(
+            self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD), table_VD.dtype
+        )
+
+    def spelled(self, pieces: Sequence[Sequence[int]], table_VD: Tensor) -> list[Tensor]:
+        """Return what enters the core when these pieces were said, float[n, D] each: the table's own rows."""
+        inner = [table_VD[torch.tensor(row, dtype=torch.long, device=table_VD.device)] for row in pieces]
+        return self._between_own(inner, table_VD.dtype)
+
+    def _between_own(self, inner: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         return [torch.cat((self.begin.to(dtype), part.to(dtype), self.end.to(dtype))) for part in inner]
 
     def _frames(self, heard: Heard) -> list[Tensor]:

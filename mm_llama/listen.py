@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from mm_llama.data.pauses import Cutter, Piece
 from mm_llama.data.sound import RATE, sound_blocks
 from mm_llama.transcript import Segment, Transcript
 
+if TYPE_CHECKING:
+    from mm_llama.generation.beam import BeamSearch
+
 MAX_SECONDS = 15.0
 LEAST_SAMPLES = 800  # a shorter piece has no word in it, and no frame for some encoders
 TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
@@ -27,8 +30,17 @@ TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
 class Listener:
     """A model with a speech adapter, and one task: what is said, or the same in another language."""
 
-    def __init__(self, assistant: Assistant, language: str = "English", task: str = "transcribe") -> None:
-        """`task` is transcribe or translate; `language` is that of the text. Raises ValueError for others."""
+    def __init__(
+        self,
+        assistant: Assistant,
+        language: str = "English",
+        task: str = "transcribe",
+        search: BeamSearch | None = None,
+    ) -> None:
+        """`task` is transcribe or translate; `language` is that of the text. Raises ValueError for others.
+
+        With `search` the readout and the core choose together what was said.
+        """
         if "speech" not in assistant.model.modality:
             from mm_llama.model import no_adapter
 
@@ -36,26 +48,38 @@ class Listener:
         prompts = {"transcribe": repeat_prompt, "translate": translate_prompt}
         if task not in prompts:
             raise ValueError(f"a task of listening is {' or '.join(prompts)}, not {task!r}")
-        self.assistant = assistant
+        self.assistant, self.search = assistant, search
+        if search is not None and not assistant.model.modality["speech"].adapter.num_pieces:
+            raise ValueError("only an adapter with a readout can be searched, and this one has none")
         self.language = language_named(language)
         self.system = prompts[task](language)
 
     def texts(self, pieces: Sequence[Piece]) -> list[str]:
         """Return what each piece says, "" for silence."""
         from mm_llama.generation.engine import generate
+        from mm_llama.generation.prompts import make_batch
 
         spoken = [piece for piece in pieces if not piece.silent and len(piece.samples) >= LEAST_SAMPLES]
         found: list[str] = []
         if spoken:
-            chat = self.assistant.chat_format
-            prompts = [chat.render(self._messages(piece.samples), open_assistant=True) for piece in spoken]
+            chat, model, tokenizer = (
+                self.assistant.chat_format,
+                self.assistant.model,
+                self.assistant.tokenizer,
+            )
+            batch = make_batch(
+                model,
+                [chat.render(self._messages(piece.samples), open_assistant=True) for piece in spoken],
+            )
+            found_in = self.search.embeddings(model, batch, tokenizer) if self.search else None
             longest = max(len(piece.samples) for piece in spoken) / RATE
             rows = generate(
-                self.assistant.model,
-                prompts,
+                model,
+                batch,
                 max_new_tokens=LEAST_TOKENS + int(TOKENS_A_SECOND * longest),
                 stop=chat.stop,
-                tokenizer=self.assistant.tokenizer,
+                tokenizer=tokenizer,
+                embeddings=found_in,
             )
             found = [row.text.strip() for row in rows]
         rest = iter(found)

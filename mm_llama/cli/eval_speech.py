@@ -32,6 +32,13 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
     task.add_argument(
         "--show", type=int, default=5, metavar="N", help="print the N worst (default: %(default)s)"
     )
+    task.add_argument(
+        "--beam",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also let readout and core search what was said among N readings (default: no search)",
+    )
     task.add_argument("--batch-size", type=int, default=16)
     task.add_argument(
         "--answers", type=Path, metavar="FILE", help="every row as JSONL (default: beside --out)"
@@ -48,6 +55,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
 
     source = source_of(args.data, args.split)
     load_media, encoded = prepared(model, source)
+    search = beam_search(args.beam)
     result = evaluate_speech(
         model,
         tokenizer,
@@ -59,6 +67,8 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         batch_size=args.batch_size,
         progress=progress,
         in_pieces=in_pieces(model, tokenizer, chat),
+        search=search,
+        in_pieces_searched=in_pieces(model, tokenizer, chat, search),
     )
     if args.out:
         result.write(args.out, args.answers or args.out.with_name(f"{args.out.stem}_answers.jsonl"))
@@ -73,13 +83,22 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     return result.to_json()
 
 
-def in_pieces(model: Any, tokenizer: Any, chat: Any) -> Callable[[Any, str], str]:
+def beam_search(beam: int) -> Any:
+    """Return the search that `--beam` asks for, None for 0. Raises ValueError for a number below."""
+    from mm_llama.generation.beam import BeamSearch
+
+    if beam < 0:
+        raise ValueError(f"--beam is {beam}, expected a number of readings, or 0 for no search")
+    return BeamSearch(beam) if beam else None
+
+
+def in_pieces(model: Any, tokenizer: Any, chat: Any, search: Any = None) -> Callable[[Any, str], str]:
     """Return what writes down a long recording piece by piece, as `mm-llama transcribe` does."""
     from mm_llama.assistant import Assistant
     from mm_llama.listen import Listener
 
     assistant = Assistant(model, tokenizer, chat)
-    return lambda recording, language: Listener(assistant, language).file(recording).text
+    return lambda recording, language: Listener(assistant, language, search=search).file(recording).text
 
 
 def source_of(data: str, split: str) -> Source:

@@ -54,10 +54,11 @@ def _run(argv: list[str], task: str) -> int:
             )
 
     from mm_llama.assistant import load
+    from mm_llama.cli.eval_speech import beam_search
     from mm_llama.listen import Listener
 
     assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    listener = Listener(assistant, language, task)
+    listener = Listener(assistant, language, task, search=beam_search(options.beam))
     if options.files == ["-"]:
         return _stream(listener, options, form)
     whole = [_file(listener, file, form, many=len(options.files) > 1) for file in options.files]
@@ -149,6 +150,13 @@ def _parser(task: str) -> argparse.ArgumentParser:
     add("--rate", type=int, default=16_000, help="of raw samples, a second (default: %(default)s)")
     add("--channels", type=int, default=1, help="of raw samples (default: %(default)s)")
     add("--format", default="s16le", help="of raw samples: s16le, s32le, f32le or u8 (default: %(default)s)")
+    add(
+        "--beam",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let readout and core search what was said among N readings: fewer errors, slower (default: no search)",
+    )
     add("--core", default="smollm2_135m", help="a name of conf/core, or a path (default: %(default)s)")
     add("--adapter", action="append", metavar="RUN", help=f"a finished run (default: {DEFAULT_ADAPTER})")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")

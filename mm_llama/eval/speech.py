@@ -29,6 +29,7 @@ from mm_llama.eval.speech_scores import (
     translation_score,
 )
 from mm_llama.eval.vqa_result import write_text
+from mm_llama.generation.beam import BeamSearch
 from mm_llama.generation.engine import generate
 from mm_llama.model import MultimodalLlama
 
@@ -66,7 +67,11 @@ class Asked:
 
 @dataclass
 class SpeechResult:
-    """What was heard, by side: `model`, `other` (another row's recording), `readout` (what the adapter alone reads)."""
+    """What was heard, by side.
+
+    `model`, `searched` (what was said chosen by readout and core together), `readout` (what the adapter alone reads),
+    `other` (another row's recording).
+    """
 
     asked: list[Asked]
     heard: dict[str, list[str]]
@@ -152,7 +157,12 @@ class SpeechResult:
         """Return the numbers as a table to print."""
         from rich.table import Table
 
-        names = {"model": "through the core", "readout": "readout alone", "other": "another's recording"}
+        names = {
+            "model": "through the core",
+            "searched": "with a search",
+            "readout": "readout alone",
+            "other": "another's recording",
+        }
         table = Table("task", "language", "rows", "heard", "result")
         for entry in self.to_json()["tasks"]:
             task, language = entry["task"], entry["language"]
@@ -210,14 +220,17 @@ def evaluate_speech(
     seed: int = 0,
     progress: Progress | None = None,
     in_pieces: InPieces | None = None,
+    search: BeamSearch | None = None,
+    in_pieces_searched: InPieces | None = None,
 ) -> SpeechResult:
     """Put every row to the model, greedily; `load_media` and `encoded` as in `collate`.
 
     `in_pieces(recording, language)` writes down what is said in a long recording, which is then cut at pauses as
     `mm-llama transcribe` does: it is asked for recognition of those longer than LONG seconds.
 
-    `sides` adds `readout` (where the adapter has one) and `other` (each row with another row's recording). Raises
-    ValueError when there is nothing to ask.
+    `search` adds the side `searched`, whose long recordings `in_pieces_searched` writes down; `sides` adds `readout`
+    (where the adapter has one) and `other` (each row with another row's recording). Raises ValueError when there is
+    nothing to ask.
     """
     if not asked:
         raise ValueError("there are no recordings to ask about")
@@ -228,10 +241,15 @@ def evaluate_speech(
     result.heard["model"] = _answers(
         model, tokenizer, chat, asked, samples, batch_size, progress, "model", reader
     )
-    for index, one in enumerate(asked):
-        if in_pieces is not None and one.task == "recognition" and one.seconds > LONG:
-            result.heard["model"][index] = in_pieces(one.recording, one.language)
+    _write_down_long(result, "model", in_pieces)
     result.seconds["model"] = time.perf_counter() - start
+    if search is not None:
+        start = time.perf_counter()
+        result.heard["searched"] = _answers(
+            model, tokenizer, chat, asked, samples, batch_size, progress, "searched", reader, search
+        )
+        _write_down_long(result, "searched", in_pieces_searched)
+        result.seconds["searched"] = time.perf_counter() - start
     if "readout" in sides and model.modality[KIND].adapter.num_pieces:
         result.heard["readout"] = _readout(model, tokenizer, samples, batch_size, reader)
     if "other" in sides:
@@ -245,6 +263,12 @@ def evaluate_speech(
             model, tokenizer, chat, asked, others, batch_size, progress, "other", reader
         )
     return result
+
+
+def _write_down_long(result: SpeechResult, side: str, in_pieces: InPieces | None) -> None:
+    for index, one in enumerate(result.asked):
+        if in_pieces is not None and one.task == "recognition" and one.seconds > LONG:
+            result.heard[side][index] = in_pieces(one.recording, one.language)
 
 
 def replace_recording(sample: Sample, media: Sequence[MediaRef]) -> Sample:
@@ -275,6 +299,7 @@ def _answers(
     progress: Progress | None,
     side: str,
     reader: Mapping[str, Any],
+    search: BeamSearch | None = None,
 ) -> list[str]:
     order = sorted(range(len(samples)), key=lambda index: (asked[index].seconds, index))
     found: dict[int, str] = {}
@@ -288,6 +313,7 @@ def _answers(
             max_new_tokens=LEAST_TOKENS + int(TOKENS_A_SECOND * longest),
             stop=chat.stop,
             tokenizer=tokenizer,
+            embeddings=search.embeddings(model, batch, tokenizer) if search else None,
         )
         found.update((index, row.text.strip()) for index, row in zip(chunk, rows, strict=True))
         if progress is not None:

@@ -9,7 +9,7 @@ Shapes: `B` rows, `S` prompt positions, `V` vocabulary.
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,18 +63,20 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     prefill_chunk: int = 0,
     compile: bool = False,
+    embeddings: Mapping[str, list[Tensor]] | None = None,
 ) -> list[Generated]:
     """Continue every prompt by up to `max_new_tokens`, or to the first token of `stop`.
 
     Greedy unless `sampling` says otherwise. A prompt is a rendered chat, a list of token ids, or (ids, media
     placeholders); a ready `Batch` may hold encoded features too. `on_token(row, token)` is called as tokens
     are made. `prefill_chunk` bounds how many prompt positions run at once (0: all). `compile` compiles the
-    repeated step. Raises ValueError when a prompt and its new tokens do not fit the core's context.
+    repeated step. `embeddings` stand for spliced media, as in `MultimodalLlama.prepare`. Raises ValueError when a
+    prompt and its new tokens do not fit the core's context.
     """
     batch = make_batch(model, prompts)
     if not len(batch.tokens_BS):
         return []
-    run = _Run(model, batch, max_new_tokens, sampling or Sampling(), stop, prefill_chunk, compile)
+    run = _Run(model, batch, max_new_tokens, sampling or Sampling(), stop, prefill_chunk, compile, embeddings)
     with closing(run.events()) as events:
         for row, token in events:
             if on_token is not None:
@@ -155,6 +157,7 @@ class _Run:
         stop: Collection[int],
         prefill_chunk: int,
         compile: bool,
+        embeddings: Mapping[str, list[Tensor]] | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
@@ -171,6 +174,7 @@ class _Run:
         self.sampler = Sampler(sampling, len(self.rows))
         self.prefill_chunk = prefill_chunk
         self.compile = compile
+        self.embeddings = embeddings
         self.prefill_seconds = 0.0
         self._check_prompts()
 
@@ -181,7 +185,7 @@ class _Run:
         with _evaluating(self.model):
             batch, media = self.batch.to(self.core.embedding.weight.device), None
             if not isinstance(self.model, Llama):
-                batch, media = self.model.prepare(batch)
+                batch, media = self.model.prepare(batch, self.embeddings)
                 # What is spliced in takes as many positions as it has embeddings, which is known only now.
                 for row, length in zip(self.rows, batch.lengths_B.tolist(), strict=True):
                     row.num_prompt_tokens = length

@@ -15,6 +15,7 @@ MOST_BYTES = 400_000  # of a recording that is put into the page
 BARS, HEIGHT = 120, 40  # of a waveform: how many, and pixels
 NAMES = {
     "model": "Through the core",
+    "searched": "With a search",
     "readout": "Adapter's readout alone",
     "other": "Another recording",
 }

@@ -98,6 +98,14 @@ def test_a_stream_ends_as_the_file_does(
     assert len(final) == 2
 
 
+def test_a_search_needs_a_readout(adapter: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ("--core", "tiny", "--adapter", adapter, "--dtype", "float32")
+    assert run("transcribe", recording, *common, "--beam", "4") == 2
+    assert "only an adapter with a readout can be searched" in capsys.readouterr().err
+    assert run("transcribe", recording, *common, "--beam", "-1") == 2
+    assert "--beam is -1, expected a number of readings" in capsys.readouterr().err
+
+
 def test_silence_is_told(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "hush.wav", np.zeros(3 * RATE), RATE)
     assert run("transcribe", tmp_path / "hush.wav", "--core", "tiny", "--adapter", adapter) == 0

@@ -56,15 +56,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_side_of_every_task(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speech.json"
     command = ["eval", "speech", "--core", "tiny", "--adapter", str(run), "--dtype", "float32", "--other"]
-    assert main([*command, "--data", str(run.parent / "rows.jsonl"), "--out", str(out)]) == 0
+    assert main([*command, "--beam", "4", "--data", str(run.parent / "rows.jsonl"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "through the core" in printed and "said   " in printed
+    assert "through the core" in printed and "with a search" in printed and "said   " in printed
     found = json.loads(out.read_text("utf-8"))
     tasks = {(row["task"], row["language"]): row for row in found["tasks"]}
     assert set(tasks) == {("recognition", "English"), ("translation", "German"), ("dialogue", "English")}
     heard = tasks["recognition", "English"]
     assert heard["rows"] == 4 and heard["sides"]["model"]["length"] == 12
-    assert set(heard["sides"]) == {"model", "readout", "other"} and 0 < heard["p_against_other"] <= 1
+    assert (
+        set(heard["sides"]) == {"model", "searched", "readout", "other"} and 0 < heard["p_against_other"] <= 1
+    )
     assert set(tasks["translation", "German"]["sides"]["model"]) >= {"bleu", "chrf"}
     rows = [json.loads(line) for line in (tmp_path / "speech_answers.jsonl").read_text().splitlines()]
     rates = [row["errors"] / max(1, row["length"]) for row in rows]

@@ -73,4 +73,10 @@ def test_translation_scores_are_sacrebleus() -> None:
     assert found.bleu == pytest.approx(sacrebleu.corpus_bleu(good, [references]).score)
     assert found.chrf == pytest.approx(sacrebleu.corpus_chrf(good, [references]).score)
     assert found.chrf > translation_score(references, bad).chrf
+    theirs = sacrebleu.CHRF().corpus_score(good * 10, [references * 10], n_bootstrap=1000)
+    assert translation_score(references * 10, good * 10).chrf_half_width == pytest.approx(
+        theirs._ci, rel=0.15
+    )
+    # Some resamples hold nothing that was heard, where sacrebleu's own interval fails.
+    assert translation_score(references, ["A ship.", "", ""]).chrf_half_width > 0
     assert chrf_paired_p(references * 10, good * 10, bad * 10) < 0.01

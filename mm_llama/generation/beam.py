@@ -1,0 +1,188 @@
+"""What was said, chosen by two that know different things: the readout heard it, the core knows the language.
+
+A readout takes each piece for itself, so it writes what sounds alike and is no sentence. Here the likeliest readings
+are kept side by side (prefix beam search, Graves and Jaitly 2014, Hannun et al. 2014), and after each second the frozen
+core says how likely it finds each as text (shallow fusion, Gulcehre et al. 2015). The best one enters the core as text
+embeddings and is repeated, greedily as ever.
+
+Shapes: F frames of the adapter, P pieces, R readings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mm_llama.batch import Batch
+from mm_llama.core.llama import Llama
+from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.model import MultimodalLlama
+
+KIND = "speech"
+NEVER = -1e30
+# Tokens that begin a document, the first that there is; none of them: the core is asked behind a line's end.
+BEGINNINGS = ("<|begin_of_text|>", "<|endoftext|>", "<s>")
+
+Pieces = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """How to search: a reading's score is log P(sound) + `weight` log P(text) + `reward` for each of its tokens.
+
+    `beam` readings are kept from frame to frame, half of them after the core was asked, which is every `every` frames.
+    Of a frame the `top` likeliest pieces within `margin` (a difference of log-probabilities) of the best are followed.
+    The core reads `context` tokens before those it judges.
+    """
+
+    beam: int = 32
+    weight: float = 0.5
+    reward: float = 2.0
+    every: int = 12
+    top: int = 12
+    margin: float = 12.0
+    context: int = 24
+
+    def __post_init__(self) -> None:
+        if min(self.beam, self.every, self.top, self.context) < 1:
+            raise ValueError(
+                f"beam={self.beam}, every={self.every}, top={self.top} and context={self.context} are at least 1"
+            )
+
+    def embeddings(
+        self, model: MultimodalLlama, batch: Batch, tokenizer: Tokenizer
+    ) -> dict[str, list[Tensor]]:
+        """Return what `MultimodalLlama.prepare` takes: for each recording of a batch the text found in it.
+
+        Empty without recordings. Raises ValueError for an adapter that has no readout.
+        """
+        if KIND not in batch.media or not len(batch.media[KIND].items):
+            return {}
+        modality, table_VD = model.modality[KIND], model.core.embedding.weight
+        with torch.inference_mode():
+            heard = modality.adapter.hear(modality.encode(batch.media[KIND], table_VD.dtype), table_VD)
+            fluency = Fluency(model.core, tokenizer, self.context)
+            found = [self.best(logs_FP, fluency) for logs_FP in heard.log_probabilities()]
+            return {KIND: modality.adapter.spelled(found, table_VD)}
+
+    def best(self, logs_FP: Tensor, fluency: Fluency) -> Pieces:
+        """Return the best reading of one recording; float[F, 1 + P] are log-probabilities, the blank's first."""
+        values, places = logs_FP.float().topk(min(self.top + 1, logs_FP.shape[1]), dim=-1)
+        # Of each reading: that of all ways to read it that end in a blank, that of those that end in its last piece.
+        kept: dict[Pieces, tuple[float, float]] = {(): (0.0, NEVER)}
+        bonus: dict[Pieces, float] = {(): 0.0}
+
+        def score(reading: Pieces) -> float:
+            return _add(*kept[reading]) + bonus[reading]
+
+        rows = list(zip(values.tolist(), places.tolist(), strict=True))
+        for number, (logs, pieces) in enumerate(rows, start=1):
+            followed = [
+                (log, piece - 1)
+                for log, piece in zip(logs, pieces, strict=True)
+                if log >= logs[0] - self.margin
+            ]
+            kept = self._extended(kept, bonus, followed)
+            best = sorted(kept, key=score, reverse=True)[: self.beam]
+            kept = {reading: kept[reading] for reading in best}
+            last = number == len(rows)
+            if last or number % self.every == 0:
+                judged = fluency(list(kept), whole=last)
+                bonus = {
+                    reading: self.weight * log + self.reward * count
+                    for reading, (log, count) in zip(kept, judged, strict=True)
+                }
+                best = sorted(kept, key=score, reverse=True)[: max(1, self.beam // 2)]
+                kept = {reading: kept[reading] for reading in best}
+            bonus = {reading: bonus[reading] for reading in kept}
+        return max(kept, key=score)
+
+    def _extended(
+        self,
+        kept: dict[Pieces, tuple[float, float]],
+        bonus: dict[Pieces, float],
+        followed: Sequence[tuple[float, int]],
+    ) -> dict[Pieces, tuple[float, float]]:
+        """Return all readings after one more frame; a new one has the bonus of what it goes on from."""
+        found: dict[Pieces, tuple[float, float]] = {}
+
+        def add(reading: Pieces, blank: float, piece: float, origin: Pieces) -> None:
+            before = found.get(reading, (NEVER, NEVER))
+            found[reading] = (_add(before[0], blank), _add(before[1], piece))
+            bonus.setdefault(reading, bonus[origin])
+
+        for reading, (blank, piece) in kept.items():
+            total = _add(blank, piece)
+            for log, one in followed:
+                if one < 0:
+                    add(reading, total + log, NEVER, reading)
+                elif reading and reading[-1] == one:
+                    # The same piece held on, or said again after a blank.
+                    add(reading, NEVER, piece + log, reading)
+                    add((*reading, one), NEVER, blank + log, reading)
+                else:
+                    add((*reading, one), NEVER, total + log, reading)
+        return found
+
+
+class Fluency:
+    """How likely the core finds readings as the beginning of a document; what was asked once is remembered."""
+
+    def __init__(self, core: Llama, tokenizer: Tokenizer, context: int = 24) -> None:
+        self.core, self.tokenizer, self.context = core, tokenizer, context
+        begin = [tokenizer.specials[text] for text in BEGINNINGS if text in tokenizer.specials]
+        self.begin = begin[0] if begin else tokenizer.encode("\n")[0]
+        self._known: dict[Pieces, float] = {(): 0.0}
+
+    def __call__(self, readings: Sequence[Pieces], whole: bool = True) -> list[tuple[float, int]]:
+        """Return (log-probability of its text, number of its tokens) of each reading.
+
+        Unless they are `whole`, their last words are left out: these may not be at their end.
+        """
+        asked = [self._tokens(reading, whole) for reading in readings]
+        self._ask([tokens for tokens in dict.fromkeys(asked) if tokens not in self._known])
+        return [(self._known[tokens], len(tokens)) for tokens in asked]
+
+    def _tokens(self, reading: Pieces, whole: bool) -> Pieces:
+        text = self.tokenizer.decode(list(reading)).strip()
+        if not whole:
+            text = text.rpartition(" ")[0]
+        # Pieces may be smaller than the core's own tokens, of which alone it can say how likely they are.
+        return tuple(self.tokenizer.encode(text)) if text else ()
+
+    @torch.inference_mode()
+    def _ask(self, asked: Sequence[Pieces]) -> None:
+        """Run what is not known of the readings in one batch; padding stands at the end, where nothing sees it."""
+        rows: list[
+            tuple[Pieces, int, Pieces]
+        ] = []  # (reading, how much of it is known, what the core is given)
+        for tokens in asked:
+            known = len(tokens) - 1
+            while tokens[:known] not in self._known:
+                known -= 1
+            rows.append((tokens, known, (self.begin, *tokens)[max(0, known - self.context) :]))
+        if not rows:
+            return
+        device = self.core.embedding.weight.device
+        given = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(given[:-1]) for _, _, given in rows], batch_first=True
+        )
+        hidden = self.core.hidden(given.to(device))
+        counts = [len(tokens) - known for tokens, known, _ in rows]
+        ends = [len(given) - 1 for _, _, given in rows]
+        last = [state[end - count : end] for state, end, count in zip(hidden, ends, counts, strict=True)]
+        logits = self.core.logits(torch.cat(last))
+        said = torch.tensor([one for tokens, known, _ in rows for one in tokens[known:]], device=device)
+        logs = logits.gather(1, said[:, None])[:, 0] - logits.logsumexp(-1)
+        for (tokens, known, _), part in zip(rows, logs.cpu().split(counts), strict=True):
+            self._known[tokens] = self._known[tokens[:known]] + float(part.sum())
+
+
+def _add(first: float, second: float) -> float:
+    """Return log(exp(first) + exp(second))."""
+    high, low = (first, second) if first >= second else (second, first)
+    return high if low <= NEVER else high + math.log1p(math.exp(low - high))

@@ -1,0 +1,130 @@
+"""The search for what was said: against all alignments, against the core's own sums, and what then enters it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.speech import SpeechAdapter
+from mm_llama.core.llama import Llama
+from mm_llama.generation.beam import BeamSearch, Fluency
+from mm_llama.testing.bytes_tokenizer import BytesTokenizer
+from tests.generation.conftest import make_core
+
+LETTERS = "abc "
+
+
+@pytest.fixture(scope="module")
+def core() -> Llama:
+    return make_core()
+
+
+def frames(num_frames: int, seed: int = 0) -> Tensor:
+    """Log-probabilities float32[F, 1 + 256] in which the blank and four letters are likely."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.full((num_frames, 257), -30.0)
+    scores[:, 0] = torch.randn(num_frames, generator=generator)
+    for letter in LETTERS:
+        scores[:, 1 + ord(letter)] = torch.randn(num_frames, generator=generator)
+    return scores.log_softmax(-1)
+
+
+def by_alignments(logs_FP: Tensor) -> dict[tuple[int, ...], float]:
+    """Return the log-probability of every reading of the letters: the sum over all alignments, one by one."""
+    found: dict[tuple[int, ...], float] = {}
+    for path in itertools.product([0, *(1 + ord(letter) for letter in LETTERS)], repeat=len(logs_FP)):
+        log = float(sum(logs_FP[frame, one] for frame, one in enumerate(path)))
+        reading = tuple(one - 1 for one, _ in itertools.groupby(path) if one)
+        found[reading] = math.log(math.exp(found.get(reading, -math.inf)) + math.exp(log))
+    return found
+
+
+def log_of_text(core: Llama, tokenizer: BytesTokenizer, text: str) -> tuple[float, int]:
+    tokens = tokenizer.encode(text)
+    if not tokens:
+        return 0.0, 0
+    begin = tokenizer.specials["<|begin_of_text|>"]
+    with torch.inference_mode():
+        logs = core(torch.tensor([[begin, *tokens[:-1]]]))[0].log_softmax(-1)
+    return float(logs[range(len(tokens)), tokens].sum()), len(tokens)
+
+
+def test_a_wide_beam_finds_the_best_of_all_readings(core: Llama, tokenizer: BytesTokenizer) -> None:
+    fluency = Fluency(core, tokenizer)
+    changed = 0
+    for seed in range(4):
+        logs_FP = frames(5, seed)
+        every = by_alignments(logs_FP)
+        alone = BeamSearch(beam=8000, weight=0.0, reward=0.0, margin=20.0).best(logs_FP, fluency)
+        assert alone == max(every, key=lambda reading: every[reading])
+        total = {}
+        for reading, heard in every.items():
+            log, count = log_of_text(core, tokenizer, tokenizer.decode(list(reading)).strip())
+            total[reading] = heard + 0.7 * log + 1.5 * count
+        for asked_every in (2, 12):
+            search = BeamSearch(beam=8000, weight=0.7, reward=1.5, margin=20.0, every=asked_every)
+            found = search.best(logs_FP, fluency)
+            assert found == max(every, key=lambda reading: total[reading])
+        changed += found != alone
+    assert changed > 1  # what the core says decides
+
+
+def test_the_core_is_asked_for_whole_words_and_remembers(core: Llama, tokenizer: BytesTokenizer) -> None:
+    fluency = Fluency(core, tokenizer, context=100)
+    texts = ["a cab", "a cab bca", "a b", "", "c"]
+    readings = [tuple(tokenizer.encode(text)) for text in texts]
+    with torch.inference_mode():
+        part = fluency(readings, whole=False)
+        whole = fluency(readings)
+    for text, begun, (log, count) in zip(texts, part, whole, strict=True):
+        expected, number = log_of_text(core, tokenizer, text)
+        assert count == number and log == pytest.approx(expected, abs=1e-3)
+        head, number = log_of_text(core, tokenizer, text.rpartition(" ")[0])
+        assert begun[1] == number and begun[0] == pytest.approx(head, abs=1e-3)
+    # With less before it a token is judged by less, and by the same sum where that is all there is.
+    with torch.inference_mode():
+        short = Fluency(core, tokenizer, context=2)
+        (one,) = short([readings[0]])
+        (other,) = Fluency(core, tokenizer, context=2)([tuple(tokenizer.encode("a cab bca"))])
+    assert one[0] == pytest.approx(log_of_text(core, tokenizer, "a cab")[0], abs=1e-3) and other[1] == 9
+
+
+def test_a_narrow_search_finds_better_than_the_likeliest_pieces(
+    core: Llama, tokenizer: BytesTokenizer
+) -> None:
+    fluency = Fluency(core, tokenizer)
+
+    def total(reading: tuple[int, ...]) -> float:
+        ((log, count),) = fluency([reading])
+        targets = torch.tensor([1 + piece for piece in reading])
+        lost = torch.nn.functional.ctc_loss(
+            logs_FP[:, None], targets[None], [len(logs_FP)], [len(targets)], reduction="sum"
+        )
+        return 0.5 * log + 2.0 * count - float(lost)
+
+    for seed in range(3):
+        logs_FP = frames(40, seed)
+        greedy = tuple(int(one) - 1 for one, _ in itertools.groupby(logs_FP.argmax(-1).tolist()) if one)
+        assert total(BeamSearch(beam=16, every=4).best(logs_FP, fluency)) > total(greedy)
+
+
+def test_what_is_spelled_stands_between_own_tokens() -> None:
+    adapter = SpeechAdapter(8, 16, width=16, num_heads=2, ffn_width=16, emit="tokens", num_pieces=12)
+    table_VD = torch.randn(20, 16)
+    one, none = adapter.spelled([(3, 3, 7), ()], table_VD)
+    assert torch.equal(one[1:-1], table_VD[[3, 3, 7]]) and torch.equal(one[0], adapter.begin[0])
+    assert torch.equal(none, torch.cat((adapter.begin, adapter.end)))
+    heard = adapter.hear([torch.randn(9, 8), torch.randn(6, 8)], table_VD)
+    logs = heard.log_probabilities()
+    assert [list(item.shape) for item in logs] == [[5, 13], [3, 13]]
+    assert all(torch.allclose(item.exp().sum(-1), torch.ones(len(item)), atol=1e-5) for item in logs)
+    assert torch.equal(logs[1].argmax(-1), heard.best()[1, :3])
+
+
+def test_numbers_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="beam=0, every=12"):
+        BeamSearch(beam=0)
