@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_llama.cli.data_clips import add_clip_makers
+from mm_llama.cli.data_speech import add_speech_makers
 from mm_llama.core.chat import ChatFormat, MediaPart, Text, chat_format
 from mm_llama.core.messages import near
 from mm_llama.core.tokenizer import load_tokenizer
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     validate = verbs.add_parser("validate", help="name every bad row as file:line: what")
     validate.add_argument("files", nargs="+", metavar="FILE", type=Path)
     validate.add_argument(
-        "--decode", action="store_true", help="also decode every picture and some of each clip"
+        "--decode", action="store_true", help="also decode every picture and recording, and some of each clip"
     )
     validate.set_defaults(run=_validate)
 
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     grounding.set_defaults(run=_make_grounding)
     add_clip_makers(sets, _made)
+    add_speech_makers(sets, _made)
     for maker in (easy_vqa, tuxpaint, grounding):
         maker.add_argument("--out", type=Path, required=True, metavar="DIR")
         maker.add_argument("--root", type=Path, metavar="DIR", help="unpacked package (default: the asset)")
@@ -207,6 +209,10 @@ def _decode(row: Row, broken: dict[str, str]) -> None:
             try:
                 if part.kind == "video":
                     open_clip(part.source, num_frames=DECODED_FRAMES, each=lambda picture: None)
+                elif part.kind == "speech":
+                    from mm_llama.data.sound import open_sound
+
+                    open_sound(part.source)
                 else:
                     open_image(part.source)
             except (ValueError, OSError) as error:

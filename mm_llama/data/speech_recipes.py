@@ -84,17 +84,45 @@ def spoken_sentences(
     name = key.hexdigest()[:12]
     files = {split: folder / f"{name}_{split}.jsonl" for split in ("train", "holdout")}
     if not all(path.is_file() for path in files.values()):
-        found = sentences(roots, seed, clauses=clauses)
-        wanted = num_train + num_holdout
-        if len(found) < wanted:
-            raise ValueError(
-                f"{', '.join(map(str, roots))} hold {len(found):,} sentences that can be said, fewer than "
-                f"num_train + num_holdout = {wanted:,}"
-            )
-        made = say_all(found[:wanted], folder, lambda: Hibari(engine), seed=seed)
-        rows = [recognition(path, text, seconds=seconds) for text, (path, seconds) in made.items()]
-        write_rows(folder, {f"{name}_holdout": rows[:num_holdout], f"{name}_train": rows[num_holdout:]})
+        write_spoken(
+            roots,
+            engine,
+            folder,
+            num_train=num_train,
+            num_holdout=num_holdout,
+            seed=seed,
+            clauses=clauses,
+            name=f"{name}_",
+        )
     return JsonlChat(_split(files, split, "spoken sentences"))
+
+
+def write_spoken(
+    roots: Sequence[str | Path],
+    engine: str | Path,
+    folder: Path,
+    *,
+    num_train: int,
+    num_holdout: int,
+    seed: int = 0,
+    clauses: bool = False,
+    name: str = "",
+) -> dict[str, Path]:
+    """Speak sentences of texts below `roots` and write them as rows; returns {split: file}.
+
+    A call that was cut off goes on where it was. Raises ValueError when there are too few sentences.
+    """
+    found = sentences(roots, seed, clauses=clauses)
+    wanted = num_train + num_holdout
+    if len(found) < wanted:
+        raise ValueError(
+            f"{', '.join(map(str, roots))} hold {len(found):,} sentences that can be said, fewer than the {wanted:,} "
+            f"asked for ({num_train:,} to train on, {num_holdout:,} held out)"
+        )
+    made = say_all(found[:wanted], folder, lambda: Hibari(engine), seed=seed)
+    rows = [recognition(path, text, seconds=seconds) for text, (path, seconds) in made.items()]
+    files = write_rows(folder, {f"{name}holdout": rows[:num_holdout], f"{name}train": rows[num_holdout:]})
+    return {split: files[f"{name}{split}"] for split in ("train", "holdout")}
 
 
 def spoken_easy_vqa(
