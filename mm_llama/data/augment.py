@@ -52,7 +52,7 @@ def mix(samples_T: Tensor, noise_T: Tensor, snr_db: float, *, generator: torch.G
 def spec_augment(
     mels_An: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     time_masks: int = 2,
     time_width: int = 40,
     time_share: float = 0.2,
@@ -61,7 +61,8 @@ def spec_augment(
 ) -> Tensor:
     """Return log-mels with bands of times and of mels at the recording's mean (SpecAugment, arXiv 1904.08779).
 
-    Each band's width is drawn from 0 to the width given; a band of times is at most `time_share` of the recording.
+    Drawn from `generator`, or torch's own where it is None. Each band's width is drawn from 0 to the width given; a
+    band of times is at most `time_share` of the recording.
     """
     A, n = mels_An.shape
     hidden = torch.zeros(A, n, dtype=torch.bool)

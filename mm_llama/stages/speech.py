@@ -11,6 +11,7 @@ Shapes: B batch, S positions, M recordings, F adapter frames, P pieces, D core w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from mm_llama.batch import Batch, Media
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.pieces import Pieces
+from mm_llama.data.augment import spec_augment
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.steps import StepOutput, count_targets, cross_entropy, predicting, states
 
@@ -78,7 +80,10 @@ class Readout:
     """The readout alone: no core is run. The loss is that of connectionist temporal classification, per piece."""
 
     def __init__(self, hide: float = 0.0) -> None:
-        """`hide` > 0 hides spans of features and bands of their values, up to this share of a recording in all."""
+        """`hide` > 0 hides spans of time and bands of values, up to this share of a recording in all.
+
+        Of the log-mels where the encoder trains (SpecAugment), of its features where these are kept.
+        """
         self.hide = hide
         self.pieces: Pieces | None = None
 
@@ -200,8 +205,13 @@ def _through_core(model: MultimodalLlama, batch: Batch, embeddings: dict[str, li
 
 def _hear(model: MultimodalLlama, batch: Batch, hide: float = 0.0) -> Any:
     modality, table_VD = model.modality[KIND], model.core.embedding.weight
-    features = modality.encode(_recordings(batch), table_VD.dtype)
-    if hide:
+    media = _recordings(batch)
+    if hide and not media.encoded:
+        # The encoder trains: what it is given is hidden. Drawn from the generator that checkpoints keep.
+        augmented = [spec_augment(item, generator=None, time_share=hide) for item in media.items]
+        media = replace(media, items=augmented)
+    features = modality.encode(media, table_VD.dtype)
+    if hide and media.encoded:
         features = [hidden_spans(item, hide) for item in features]
     return modality.adapter.hear(features, table_VD)
 

@@ -203,3 +203,39 @@ def test_pieces_spell_every_token(smollm2: object) -> None:
     assert Pieces(tokenizer, tokenizer.vocab_size).split(tokens) == tokens
     with pytest.raises(ValueError, match="not a part of a vocabulary"):
         Pieces(tokenizer, 0)
+
+
+class Listening(torch.nn.Module):
+    """An encoder that keeps what it is given, as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.heard: list[torch.Tensor] = []
+
+    def forward(self, mels: torch.Tensor, lengths_M: torch.Tensor | None = None) -> torch.Tensor:
+        self.heard.append(mels.detach())
+        return mels * self.scale
+
+    def num_frames(self, lengths_M: torch.Tensor) -> torch.Tensor:
+        return lengths_M
+
+
+def test_what_an_encoder_in_training_hears_is_hidden_in_part(model: MultimodalLlama) -> None:
+    model.modality["speech"].encoder = Listening()
+    batch = make_batch()
+    batch.media["speech"].encoded = False
+    hears: list[torch.Tensor] = model.modality["speech"].encoder.heard
+    for hide in (0.0, 0.4):
+        step = Readout(hide)
+        step.meet(model, Chat())  # type: ignore[arg-type]
+        torch.manual_seed(1)
+        step(model, batch)
+    whole, hidden = hears
+    changed = (whole != hidden)[0]
+    columns = changed.all(0)
+    assert 0 < changed.any(1).sum() and 0 < changed.float().mean() < 1 and columns.sum() > 0
+    # Bands stand at the recording's mean; its evaluation hears all of it.
+    assert torch.allclose(hidden[0][changed], whole[0].mean(), atol=1e-5)
+    step.evaluate(model, [batch])
+    assert torch.equal(hears[-1], whole)
