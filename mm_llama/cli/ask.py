@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mm_llama.data.decode import open_image
 from mm_llama.data.video import medium_of, probe_clip
+from mm_llama.data.video_limits import NoPicturesError
 from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _files_and_question(words: Sequence[str]) -> tuple[list[str], str]:
         raise ValueError(f"the question is empty; {example}")
     if os.path.isfile(question):
         # A question may be asked aloud: then there is none in writing.
-        if any(medium_of(file) == "audio" for file in words if os.path.isfile(file)):
+        if any(_is_heard(file) for file in words if os.path.isfile(file)):
             return list(words), ""
         raise ValueError(
             f"{question} is a file, so the question is missing: it comes last, in quotes, or is a recording; {example}"
@@ -190,9 +191,9 @@ class _Medium:
 def _open(file: str) -> _Medium:
     """What one file holds, by its content; an error for everything that is neither picture nor clip."""
     kind = medium_of(file) if os.path.isfile(file) else "image"
-    if kind == "video":
+    if kind == "video" and not _is_heard(file):
         return _Medium(file, kind, file, probe_clip(file).has_audio)
-    if kind == "audio":
+    if kind in ("audio", "video"):
         return _Medium(file, "speech", file)
     try:
         return _Medium(file, "image", open_image(file))
@@ -201,6 +202,19 @@ def _open(file: str) -> _Medium:
         raise FileNotFoundError(f"there is no file {file}{hint}") from None
     except ValueError as error:
         raise ValueError(f"{error}{'' if kind else ', or an MP4, MOV, WebM, MKV or AVI clip'}") from None
+
+
+def _is_heard(file: str) -> bool:
+    """Whether a file is a recording, or a container of clips that holds sound alone."""
+    kind = medium_of(file)
+    if kind == "video":
+        try:
+            probe_clip(file)
+        except NoPicturesError:
+            return True
+        except ValueError:
+            return False  # said where it is opened
+    return kind == "audio"
 
 
 def _medium(name: str) -> str:

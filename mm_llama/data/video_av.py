@@ -22,6 +22,7 @@ from mm_llama.data.video_limits import (
     Budget,
     ClipError,
     ClipInfo,
+    SoundAlone,
     check_length,
     check_size,
     damage,
@@ -105,8 +106,9 @@ class AvClip:
 
         best = self._av.streams.best("video")
         if best is None or best.disposition & Disposition.attached_pic:
-            held = "sound and no moving pictures" if self._av.streams.audio else "no moving pictures"
-            raise ClipError(f"holds {held}; expected a clip")
+            if self._av.streams.audio:
+                raise SoundAlone("holds sound and no moving pictures; expected a clip")
+            raise ClipError("holds no moving pictures; expected a clip")
         self._stream, self._codec = best, best.codec_context
         if self._codec is None or self._codec.codec.name not in CODECS:
             raise ClipError("has a codec that is not read here; write it again as H.264, HEVC, VP9 or AV1")

@@ -24,6 +24,14 @@ class ClipError(Exception):
     """What is wrong with a clip, in words that follow its name. Never a decoder's own words."""
 
 
+class SoundAlone(ClipError):
+    """A container of clips in which there is sound and no moving picture."""
+
+
+class NoPicturesError(ValueError):
+    """The same, said of a file: it can be heard, but not seen."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Ceilings of one call, by the names of `open_clip`'s arguments."""
@@ -138,5 +146,7 @@ def named(name: str) -> Iterator[None]:
     """A ClipError within becomes a ValueError that begins with the name of what was read."""
     try:
         yield
+    except SoundAlone as error:
+        raise NoPicturesError(f"{name} {error}") from None
     except ClipError as error:
         raise ValueError(f"{name} {error}") from None

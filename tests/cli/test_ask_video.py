@@ -199,7 +199,7 @@ def mistakes(folder: Path) -> dict[str, str]:
         "cut.mp4": "cut.mp4 is cut short or damaged: its header does not parse",
         "cut.gif": "cut.gif is cut short or damaged",
         "song.m4a": "there is no trained speech adapter to hear song.m4a with",
-        "song.mp4": "song.mp4 holds sound and no moving pictures; expected a clip",
+        "song.mp4": "there is no trained speech adapter to hear song.mp4 with",
         "list.mp4": "list.mp4 holds list of files; expected a JPEG, PNG, WEBP or GIF picture, or an MP4, MOV, WebM",
         "gone.mp4": "there is no file gone.mp4",
     }
