@@ -213,9 +213,9 @@ class SpeechAdapter(nn.Module):
             self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD), table_VD.dtype
         )
 
-    def spelled(self, pieces: Sequence[Sequence[int]], table_VD: Tensor) -> list[Tensor]:
-        """Return what enters the core when these pieces were said, float[n, D] each: the table's own rows."""
-        inner = [table_VD[torch.tensor(row, dtype=torch.long, device=table_VD.device)] for row in pieces]
+    def spelled(self, tokens: Sequence[Sequence[int]], table_VD: Tensor) -> list[Tensor]:
+        """Return what enters the core when these tokens were said, float[n, D] each: the table's own rows."""
+        inner = [table_VD[torch.tensor(row, dtype=torch.long, device=table_VD.device)] for row in tokens]
         return self._between_own(inner, table_VD.dtype)
 
     def _between_own(self, inner: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

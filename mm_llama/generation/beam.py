@@ -66,8 +66,12 @@ class BeamSearch:
         with torch.inference_mode():
             heard = modality.adapter.hear(modality.encode(batch.media[KIND], table_VD.dtype), table_VD)
             fluency = Fluency(model.core, tokenizer, self.context)
-            found = [self.best(logs_FP, fluency) for logs_FP in heard.log_probabilities()]
-            return {KIND: modality.adapter.spelled(found, table_VD)}
+            texts = [
+                tokenizer.decode(list(self.best(logs_FP, fluency))).strip()
+                for logs_FP in heard.log_probabilities()
+            ]
+            # As the core spells them: a rare word in pieces is repeated less surely than its own token.
+            return {KIND: modality.adapter.spelled([tokenizer.encode(text) for text in texts], table_VD)}
 
     def best(self, logs_FP: Tensor, fluency: Fluency) -> Pieces:
         """Return the best reading of one recording; float[F, 1 + P] are log-probabilities, the blank's first."""
