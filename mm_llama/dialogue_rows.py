@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from mm_llama.core.messages import MediaPart
 from mm_llama.data.recipes import _folder, _split
+from mm_llama.data.sound import open_sound
 from mm_llama.data.sources import JsonlChat
 from mm_llama.data.spoken import say_all
 from mm_llama.data.spoken_dialogue import Answer, answers_to, instructions
-from mm_llama.data.spoken_rows import by_hash, dialogue, write_rows
+from mm_llama.data.spoken_rows import by_hash, dialogue, too_few, write_flac, write_split
 from mm_llama.data.text_to_speech import Hibari
 
 
@@ -61,13 +63,13 @@ def write_dialogues(
     found = answers_to(asked, folder, core, lambda: answering(core))
     pairs = [(text, found[text]) for text in asked if found[text]][:wanted]
     if len(pairs) < wanted:
-        raise _too_few(roots, "instructions", len(pairs), num_train, num_holdout)
+        raise too_few(roots, "instructions with a short answer", len(pairs), num_train, num_holdout)
     made = say_all([text for text, _ in pairs], folder, lambda: Hibari(engine))
     rows = [
         dialogue(made[text][0], text, answer, language="English", seconds=made[text][1])
         for text, answer in pairs
     ]
-    return _write(folder, rows, num_holdout, name)
+    return write_split(folder, rows, num_holdout, name)
 
 
 def write_answered(
@@ -78,38 +80,37 @@ def write_answered(
     `recordings` is a JSONL chat file. A call that was cut off goes on where it was. Raises ValueError when too few
     have a transcript and a short answer to it.
     """
-    spoken: dict[str, MediaPart] = {}
+    spoken: dict[str, tuple[Any, str]] = {}  # transcript: recording, language
     source = JsonlChat(recordings)
     for index in range(len(source)):
-        for message in source.row(index).messages:
+        row = source.row(index)
+        language = str(row.extra.get("language", "English"))
+        for message in row.messages:
             for part in message.parts:
                 if isinstance(part, MediaPart) and part.kind == "speech" and part.transcript:
-                    spoken.setdefault(part.transcript, part)
+                    spoken.setdefault(part.transcript, (part.source, language))
     wanted = num_train + num_holdout
     asked = by_hash(spoken)[: wanted * 2]
     found = answers_to(asked, folder, core, lambda: answering(core)) if asked else {}
     pairs = [(text, found[text]) for text in asked if found[text]][:wanted]
     if len(pairs) < wanted:
-        raise _too_few([recordings], "recordings with a transcript", len(pairs), num_train, num_holdout)
-    rows = [
-        dialogue(os.path.relpath(str(spoken[text].source), folder), text, answer, language="English")
-        for text, answer in pairs
-    ]
-    return _write(folder, rows, num_holdout)
-
-
-def _too_few(
-    roots: Sequence[str | Path], what: str, count: int, num_train: int, num_holdout: int
-) -> ValueError:
-    return ValueError(
-        f"{', '.join(map(str, roots))}: {count:,} {what} with a short answer, fewer than the "
-        f"{num_train + num_holdout:,} asked for ({num_train:,} to train on, {num_holdout:,} held out)"
-    )
-
-
-def _write(folder: Path, rows: Sequence[dict[str, Any]], num_holdout: int, name: str = "") -> dict[str, Path]:
-    files = write_rows(folder, {f"{name}holdout": rows[:num_holdout], f"{name}train": rows[num_holdout:]})
-    return {split: files[f"{name}{split}"] for split in ("train", "holdout")}
+        raise too_few(
+            [recordings],
+            "recordings with a transcript and a short answer",
+            len(pairs),
+            num_train,
+            num_holdout,
+        )
+    rows = []
+    for text, answer in pairs:
+        recording, language = spoken[text]
+        if isinstance(recording, bytes):  # it stood in the row itself
+            path = f"clips/{hashlib.sha256(recording).hexdigest()[:20]}.flac"
+            write_flac(folder / path, open_sound(recording))
+        else:
+            path = os.path.relpath(recording, folder)
+        rows.append(dialogue(path, text, answer, language=language))
+    return write_split(folder, rows, num_holdout)
 
 
 def answering(core: str, max_new_tokens: int = 36) -> Answer:

@@ -191,9 +191,12 @@ class _Medium:
 def _open(file: str) -> _Medium:
     """What one file holds, by its content; an error for everything that is neither picture nor clip."""
     kind = medium_of(file) if os.path.isfile(file) else "image"
-    if kind == "video" and not _is_heard(file):
-        return _Medium(file, kind, file, probe_clip(file).has_audio)
-    if kind in ("audio", "video"):
+    if kind == "video":
+        try:
+            return _Medium(file, kind, file, probe_clip(file).has_audio)
+        except NoPicturesError:
+            kind = "audio"
+    if kind == "audio":
         return _Medium(file, "speech", file)
     try:
         return _Medium(file, "image", open_image(file))

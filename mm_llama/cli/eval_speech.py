@@ -55,7 +55,6 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
 
     source = source_of(args.data, args.split)
     load_media, encoded = prepared(model, source)
-    search = beam_search(args.beam)
     result = evaluate_speech(
         model,
         tokenizer,
@@ -67,8 +66,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         batch_size=args.batch_size,
         progress=progress,
         in_pieces=in_pieces(model, tokenizer, chat),
-        search=search,
-        in_pieces_searched=in_pieces(model, tokenizer, chat, search),
+        search=beam_search(args.beam),
     )
     if args.out:
         result.write(args.out, args.answers or args.out.with_name(f"{args.out.stem}_answers.jsonl"))
@@ -92,13 +90,15 @@ def beam_search(beam: int) -> Any:
     return BeamSearch(beam) if beam else None
 
 
-def in_pieces(model: Any, tokenizer: Any, chat: Any, search: Any = None) -> Callable[[Any, str], str]:
+def in_pieces(model: Any, tokenizer: Any, chat: Any) -> Callable[[Any, str, Any], str]:
     """Return what writes down a long recording piece by piece, as `mm-llama transcribe` does."""
     from mm_llama.assistant import Assistant
     from mm_llama.listen import Listener
 
     assistant = Assistant(model, tokenizer, chat)
-    return lambda recording, language: Listener(assistant, language, search=search).file(recording).text
+    return lambda recording, language, search: (
+        Listener(assistant, language, search=search).file(recording).text
+    )
 
 
 def source_of(data: str, split: str) -> Source:

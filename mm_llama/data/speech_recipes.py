@@ -14,7 +14,7 @@ from mm_llama.data.recipes import Subset, _folder, _split, easy_vqa
 from mm_llama.data.sentences import sentences
 from mm_llama.data.sources import JsonlChat, Source
 from mm_llama.data.spoken import say_all
-from mm_llama.data.spoken_rows import recognition, write_rows
+from mm_llama.data.spoken_rows import recognition, too_few, write_rows, write_split
 from mm_llama.data.text_to_speech import Hibari
 
 VERSION = 1
@@ -115,14 +115,10 @@ def write_spoken(
     found = sentences(roots, seed, clauses=clauses)
     wanted = num_train + num_holdout
     if len(found) < wanted:
-        raise ValueError(
-            f"{', '.join(map(str, roots))} hold {len(found):,} sentences that can be said, fewer than the {wanted:,} "
-            f"asked for ({num_train:,} to train on, {num_holdout:,} held out)"
-        )
+        raise too_few(roots, "sentences that can be said", len(found), num_train, num_holdout)
     made = say_all(found[:wanted], folder, lambda: Hibari(engine), seed=seed)
     rows = [recognition(path, text, seconds=seconds) for text, (path, seconds) in made.items()]
-    files = write_rows(folder, {f"{name}holdout": rows[:num_holdout], f"{name}train": rows[num_holdout:]})
-    return {split: files[f"{name}{split}"] for split in ("train", "holdout")}
+    return write_split(folder, rows, num_holdout, name)
 
 
 def spoken_easy_vqa(

@@ -60,6 +60,25 @@ def write_rows(folder: Path, splits: Mapping[str, Iterable[Mapping[str, Any]]]) 
     return files
 
 
+def write_split(
+    folder: Path, rows: Sequence[Mapping[str, Any]], num_holdout: int, name: str = ""
+) -> dict[str, Path]:
+    """Write the first `num_holdout` rows as {name}holdout.jsonl, the rest as {name}train.jsonl; {split: file}."""
+    parts = {"holdout": rows[:num_holdout], "train": rows[num_holdout:]}
+    files = write_rows(folder, {f"{name}{split}": part for split, part in parts.items()})
+    return {split: files[f"{name}{split}"] for split in parts}
+
+
+def too_few(
+    roots: Iterable[str | Path], what: str, count: int, num_train: int, num_holdout: int
+) -> ValueError:
+    """Return the error of texts that do not give the rows asked for."""
+    return ValueError(
+        f"{', '.join(map(str, roots))} hold {count:,} {what}, fewer than the {num_train + num_holdout:,} asked for "
+        f"({num_train:,} to train on, {num_holdout:,} held out)"
+    )
+
+
 def write_flac(path: Path, sound: Sound) -> float:
     """Write a 16 kHz recording and return its seconds. The file appears whole."""
     if sound.rate != RATE:

@@ -41,7 +41,7 @@ KIND = "speech"
 TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
 LONG = 8.0
 Progress = Callable[[str, int, int], None]
-InPieces = Callable[[Any, str], str]
+InPieces = Callable[[Any, str, BeamSearch | None], str]
 
 
 @dataclass(frozen=True)
@@ -221,16 +221,14 @@ def evaluate_speech(
     progress: Progress | None = None,
     in_pieces: InPieces | None = None,
     search: BeamSearch | None = None,
-    in_pieces_searched: InPieces | None = None,
 ) -> SpeechResult:
     """Put every row to the model, greedily; `load_media` and `encoded` as in `collate`.
 
-    `in_pieces(recording, language)` writes down what is said in a long recording, which is then cut at pauses as
-    `mm-llama transcribe` does: it is asked for recognition of those longer than LONG seconds.
+    `in_pieces(recording, language, search)` writes down what is said in a long recording, which is then cut at pauses
+    as `mm-llama transcribe` does: it is asked for recognition of those longer than LONG seconds.
 
-    `search` adds the side `searched`, whose long recordings `in_pieces_searched` writes down; `sides` adds `readout`
-    (where the adapter has one) and `other` (each row with another row's recording). Raises ValueError when there is
-    nothing to ask.
+    `search` adds the side `searched`; `sides` adds `readout` (where the adapter has one) and `other` (each row with
+    another row's recording). Raises ValueError when there is nothing to ask.
     """
     if not asked:
         raise ValueError("there are no recordings to ask about")
@@ -241,14 +239,14 @@ def evaluate_speech(
     result.heard["model"] = _answers(
         model, tokenizer, chat, asked, samples, batch_size, progress, "model", reader
     )
-    _write_down_long(result, "model", in_pieces)
+    _write_down_long(result, "model", in_pieces, None)
     result.seconds["model"] = time.perf_counter() - start
     if search is not None:
         start = time.perf_counter()
         result.heard["searched"] = _answers(
             model, tokenizer, chat, asked, samples, batch_size, progress, "searched", reader, search
         )
-        _write_down_long(result, "searched", in_pieces_searched)
+        _write_down_long(result, "searched", in_pieces, search)
         result.seconds["searched"] = time.perf_counter() - start
     if "readout" in sides and model.modality[KIND].adapter.num_pieces:
         result.heard["readout"] = _readout(model, tokenizer, samples, batch_size, reader)
@@ -265,10 +263,12 @@ def evaluate_speech(
     return result
 
 
-def _write_down_long(result: SpeechResult, side: str, in_pieces: InPieces | None) -> None:
+def _write_down_long(
+    result: SpeechResult, side: str, in_pieces: InPieces | None, search: BeamSearch | None
+) -> None:
     for index, one in enumerate(result.asked):
         if in_pieces is not None and one.task == "recognition" and one.seconds > LONG:
-            result.heard[side][index] = in_pieces(one.recording, one.language)
+            result.heard[side][index] = in_pieces(one.recording, one.language, search)
 
 
 def replace_recording(sample: Sample, media: Sequence[MediaRef]) -> Sample:

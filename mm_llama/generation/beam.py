@@ -66,12 +66,9 @@ class BeamSearch:
         with torch.inference_mode():
             heard = modality.adapter.hear(modality.encode(batch.media[KIND], table_VD.dtype), table_VD)
             fluency = Fluency(model.core, tokenizer, self.context)
-            texts = [
-                tokenizer.decode(list(self.best(logs_FP, fluency))).strip()
-                for logs_FP in heard.log_probabilities()
-            ]
-            # As the core spells them: a rare word in pieces is repeated less surely than its own token.
-            return {KIND: modality.adapter.spelled([tokenizer.encode(text) for text in texts], table_VD)}
+            found = [self.best(logs_FP, fluency) for logs_FP in heard.log_probabilities()]
+            tokens = [respelled(reading, tokenizer) for reading in found]
+            return {KIND: modality.adapter.spelled(tokens, table_VD)}
 
     def best(self, logs_FP: Tensor, fluency: Fluency) -> Pieces:
         """Return the best reading of one recording; float[F, 1 + P] are log-probabilities, the blank's first."""
@@ -184,6 +181,11 @@ class Fluency:
         logs = logits.gather(1, said[:, None])[:, 0] - logits.logsumexp(-1)
         for (tokens, known, _), part in zip(rows, logs.cpu().split(counts), strict=True):
             self._known[tokens] = self._known[tokens[:known]] + float(part.sum())
+
+
+def respelled(reading: Pieces, tokenizer: Tokenizer) -> list[int]:
+    """Return what pieces spell in the core's own tokens: a rare word in pieces is repeated less surely."""
+    return tokenizer.encode(tokenizer.decode(list(reading)).strip())
 
 
 def _add(first: float, second: float) -> float:

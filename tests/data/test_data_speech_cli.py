@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mm_llama.cli import main
 from mm_llama.core.messages import MediaPart
@@ -87,5 +89,28 @@ def test_dialogues_of_texts_and_of_recordings(
         for one in rows
     }
     assert open_sound(first.messages[0].parts[0].source).seconds > 0.3  # type: ignore[union-attr]
+    # One that stands in its row as bytes, in another language, is written out.
+    inline = json.loads((out / "train.jsonl").read_text())
+    heard = (out / inline["messages"][0]["content"][0]["path"]).read_bytes()
+    audio = {"data": base64.b64encode(heard).decode(), "format": "flac"}
+    inline["messages"][0]["content"] = [
+        {"type": "input_audio", "input_audio": audio, "transcript": rows[0].messages[0].parts[0].transcript}  # type: ignore[union-attr]
+    ]
+    inline["extra"]["language"] = "German"
+    (tmp_path / "inline.jsonl").write_text(json.dumps(inline) + "\n")
+    wanted = (
+        "--rows",
+        1,
+        "--holdout",
+        0,
+        "--recordings",
+        tmp_path / "inline.jsonl",
+        "--out",
+        tmp_path / "in",
+    )
+    assert make("dialogue", *wanted) == 0
+    row = JsonlChat(tmp_path / "in" / "train.jsonl").row(0)
+    assert row.extra["language"] == "German"
+    assert torch.equal(open_sound(row.messages[0].parts[0].source).samples, open_sound(heard).samples)  # type: ignore[union-attr]
     assert make(*common, "--out", again) == 2
     assert "from --text or from --recordings: give one of them" in capsys.readouterr().err

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from adapters.speech import SpeechAdapter
+from mm_llama.batch import Batch, Media
 from mm_llama.core.llama import Llama
-from mm_llama.generation.beam import BeamSearch, Fluency
+from mm_llama.core.pieces import Pieces
+from mm_llama.generation.beam import BeamSearch, Fluency, respelled
+from mm_llama.generation.engine import generate
+from mm_llama.model import MultimodalLlama
+from mm_llama.splice import Spliced
 from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 from tests.generation.conftest import make_core
 
@@ -123,6 +129,45 @@ def test_what_is_spelled_stands_between_own_tokens() -> None:
     assert [list(item.shape) for item in logs] == [[5, 13], [3, 13]]
     assert all(torch.allclose(item.exp().sum(-1), torch.ones(len(item)), atol=1e-5) for item in logs)
     assert torch.equal(logs[1].argmax(-1), heard.best()[1, :3])
+
+
+def test_what_is_found_is_spelled_as_the_core_spells(smollm2: Any) -> None:
+    tokens = smollm2.tokenizer.encode("Please enter the peregrination prudently.")
+    split = Pieces(smollm2.tokenizer, 1024).split(tokens)
+    assert len(split) > len(tokens) and respelled(tuple(split), smollm2.tokenizer) == tokens
+
+
+def test_generation_goes_on_from_what_was_searched(core: Llama, tokenizer: BytesTokenizer) -> None:
+    adapter = SpeechAdapter(8, 48, width=16, num_heads=2, ffn_width=16, emit="tokens", num_pieces=256)
+    model = MultimodalLlama(core, {"speech": Spliced(torch.nn.Identity(), adapter)}).eval()
+    generator = torch.Generator().manual_seed(2)
+    items = [torch.randn(24, 8, generator=generator), torch.randn(17, 8, generator=generator)]
+    at = torch.tensor([0, 1])
+    media = Media(items, at, torch.tensor([1, 2]), at, encoded=True)
+    batch = Batch(
+        torch.randint(1, 200, (2, 6), generator=generator), torch.tensor([6, 6]), media={"speech": media}
+    )
+    search = BeamSearch(beam=8, margin=50.0)
+    found = search.embeddings(model, batch, tokenizer)
+    table_VD = core.embedding.weight
+    with torch.inference_mode():
+        logs = adapter.hear(items, table_VD).log_probabilities()
+        fluency = Fluency(core, tokenizer)
+        texts = [respelled(search.best(one, fluency), tokenizer) for one in logs]
+        for one, other in zip(found["speech"], adapter.spelled(texts, table_VD), strict=True):
+            assert torch.equal(one, other)
+        # Beside what the adapter gives by itself, which is something else.
+        plain = generate(model, batch, max_new_tokens=4)
+        given = generate(model, batch, max_new_tokens=4, embeddings=found)
+        inner = torch.cat(
+            (table_VD[batch.tokens_BS[0, :1]], found["speech"][0], table_VD[batch.tokens_BS[0, 2:]])
+        )
+        positions = torch.arange(len(inner))[None]
+        first = core.logits(core.norm(core.run(inner[None], positions_BS=positions))[0, -1:]).argmax(-1)
+    assert given[0].num_prompt_tokens == len(inner) and given[0].tokens[0] == int(first)
+    assert [row.tokens for row in plain] != [row.tokens for row in given]
+    text = Batch(batch.tokens_BS, batch.lengths_B)
+    assert search.embeddings(model, text, tokenizer) == {}
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:
