@@ -30,6 +30,11 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
         help="also ask each row with another row's recording, and test the difference",
     )
     task.add_argument(
+        "--told",
+        action="store_true",
+        help="also give the core each transcript in its recording's place: what repeating alone loses",
+    )
+    task.add_argument(
         "--show", type=int, default=5, metavar="N", help="print the N worst (default: %(default)s)"
     )
     task.add_argument(
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         read_asked(source, limit=args.limit),
         load_media=load_media,
         encoded=encoded,
-        sides=("readout", "other") if args.other else ("readout",),
+        sides=("readout", *(side for side in ("told", "other") if getattr(args, side))),
         batch_size=args.batch_size,
         progress=progress,
         in_pieces=in_pieces(model, tokenizer, chat),

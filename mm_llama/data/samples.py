@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_llama.core.chat import ChatFormat, MediaPart, Rendered
+from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.decode import image_key
 from mm_llama.data.sources import Row, Source
 
@@ -69,12 +70,16 @@ def make_sample(
     media = []
     for placeholder in rendered.media:
         ref = _reference(placeholder.kind, placeholder.position, placeholder.source, keys, row.source)
-        if placeholder.transcript:
-            # As text within a sentence: with the space before it, so that every word has its common token.
-            said = tuple(chat.tokenizer.encode(f" {placeholder.transcript.strip()}"))
-            ref = replace(ref, transcript=said)
-        media.append(ref)
+        media.append(replace(ref, transcript=said_in(placeholder.transcript, chat.tokenizer)))
     return Sample(list(rendered.tokens), list(rendered.targets), media, row.source)
+
+
+def said_in(transcript: str | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens of a transcript, none without one.
+
+    As text within a sentence: with the space before it, so that every word has its common token.
+    """
+    return tuple(tokenizer.encode(f" {transcript.strip()}")) if transcript else ()
 
 
 def count_tokens(

@@ -11,8 +11,10 @@ import json
 import os
 import random
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,24 +41,33 @@ def say_all(
     seed: int = 0,
     one_voice: bool = False,
     say: bool = True,
+    workers: int = 0,
 ) -> dict[str, tuple[str, float]]:
     """Speak each text into `folder/clips`; returns {text: (path below the folder, seconds)}.
 
     `clips.jsonl` is the list of what is there; a recording is listed when its file is whole. `engine` is called when
-    there is something to say. `one_voice` leaves the engine's own voice and tempo.
+    there is something to say, once for each of `workers` threads (0: one a core, at most eight). `one_voice` leaves the
+    engine's own voice and tempo.
     """
+    workers = workers or min(8, os.cpu_count() or 1)
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "clips.jsonl"
     known = _read(listed)
     missing = [text for text in dict.fromkeys(texts) if _name(text, seed, one_voice) not in known]
     if missing:
-        speaker, told = engine(), time.monotonic()
+        own = threading.local()
+
+        def speak(text: str) -> tuple[str, float]:
+            if not hasattr(own, "engine"):
+                own.engine = engine()
+            name = _name(text, seed, one_voice)
+            speed, pitch = (1.0, 1.0) if one_voice else _voice(text, seed)
+            sound = own.engine.speak(text, speed=speed, pitch=pitch, seed=seed)
+            return name, round(write_flac(folder / name, sound), 3)
+
+        told = time.monotonic()
         with listed.open("a", encoding="utf-8") as file:
-            for number, text in enumerate(missing, start=1):
-                name = _name(text, seed, one_voice)
-                speed, pitch = (1.0, 1.0) if one_voice else _voice(text, seed)
-                sound = speaker.speak(text, speed=speed, pitch=pitch, seed=seed)
-                seconds = round(write_flac(folder / name, sound), 3)
+            for number, (text, name, seconds) in enumerate(_spoken(missing, speak, workers), start=1):
                 file.write(
                     json.dumps({"path": name, "seconds": seconds, "text": text}, ensure_ascii=False) + "\n"
                 )
@@ -70,12 +81,28 @@ def say_all(
     return {text: (name, known[name]) for text, name in names.items()}
 
 
+def _spoken(
+    texts: Sequence[str], speak: Callable[[str], tuple[str, float]], workers: int
+) -> Iterator[tuple[str, str, float]]:
+    """Yield (text, name, seconds) in the order of the texts; what fails, or leaves, lets no more texts begin."""
+    if workers == 1:
+        yield from ((text, *speak(text)) for text in texts)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for text, spoken in zip(texts, pool.map(speak, texts), strict=True):
+            yield (text, *spoken)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _read(listed: Path) -> dict[str, float]:
     """Return path and seconds of what is listed and there; a last line that was cut off is taken off the file."""
     if not listed.is_file():
         return {}
     found, kept = {}, []
-    for line in listed.read_text("utf-8").splitlines():
+    text = listed.read_text("utf-8")
+    for line in text.splitlines():
         try:
             entry: Any = json.loads(line)
         except json.JSONDecodeError:
@@ -83,9 +110,11 @@ def _read(listed: Path) -> dict[str, float]:
         if (listed.parent / entry["path"]).is_file():
             found[entry["path"]] = entry["seconds"]
             kept.append(line)
-    partial = listed.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-    os.replace(partial, listed)
+    whole = "".join(f"{line}\n" for line in kept)
+    if whole != text:  # another call may be adding to the file: what is whole is left as it is
+        partial = listed.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(whole, "utf-8")
+        os.replace(partial, listed)
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mm_llama.data.augment import change_speed
 from mm_llama.data.sound import RATE, Sound, open_sound
 
 MODULE = "hibari"
+_IMPORTING = threading.Lock()  # engines may be made in several threads at once
 
 
 class Hibari:
@@ -31,7 +33,9 @@ class Hibari:
             raise ValueError(
                 'the text-to-speech engine runs on onnxruntime, which is not installed: pip install "mm_llama[speech]"'
             ) from None
-        self.engine: Any = _module(Path(folder)).Hibari(threads=threads)
+        with _IMPORTING:
+            module = _module(Path(folder))
+        self.engine: Any = module.Hibari(threads=threads)
         self.rate = int(self.engine.sample_rate)
 
     def speak(self, text: str, speed: float = 1.0, pitch: float = 1.0, seed: int = 0) -> Sound:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from mm_llama.batch import Batch
 from mm_llama.core.chat import ChatFormat, MediaPart, Text
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.collate import LoadMedia, collate
 from mm_llama.data.media import KEYS
-from mm_llama.data.samples import MediaRef, Sample, content_key
+from mm_llama.data.samples import MediaRef, Sample, content_key, said_in
 from mm_llama.data.sources import Row, Source
 from mm_llama.eval.speech_scores import (
     ErrorRate,
@@ -41,6 +43,7 @@ KIND = "speech"
 TOKENS_A_SECOND, LEAST_TOKENS = 6, 12
 LONG = 8.0
 Progress = Callable[[str, int, int], None]
+Embed = Callable[[MultimodalLlama, Batch, Tokenizer], dict[str, list[Tensor]]]
 InPieces = Callable[[Any, str, BeamSearch | None], str]
 
 
@@ -70,6 +73,7 @@ class SpeechResult:
     """What was heard, by side.
 
     `model`, `searched` (what was said chosen by readout and core together), `readout` (what the adapter alone reads),
+    `told` (its very transcript in the recording's place: what is wrong here was lost by repeating, not by hearing),
     `other` (another row's recording).
     """
 
@@ -161,6 +165,7 @@ class SpeechResult:
             "model": "through the core",
             "searched": "with a search",
             "readout": "readout alone",
+            "told": "told in writing",
             "other": "another's recording",
         }
         table = Table("task", "language", "rows", "heard", "result")
@@ -227,8 +232,9 @@ def evaluate_speech(
     `in_pieces(recording, language, search)` writes down what is said in a long recording, which is then cut at pauses
     as `mm-llama transcribe` does: it is asked for recognition of those longer than LONG seconds.
 
-    `search` adds the side `searched`; `sides` adds `readout` (where the adapter has one) and `other` (each row with
-    another row's recording). Raises ValueError when there is nothing to ask.
+    `search` adds the side `searched`; `sides` adds `readout` (where the adapter has one), `told` (each row with its
+    transcript in the recording's place) and `other` (each row with another row's recording). Raises ValueError when
+    there is nothing to ask, and for `told` when a recording has no transcript.
     """
     if not asked:
         raise ValueError("there are no recordings to ask about")
@@ -244,12 +250,25 @@ def evaluate_speech(
     if search is not None:
         start = time.perf_counter()
         result.heard["searched"] = _answers(
-            model, tokenizer, chat, asked, samples, batch_size, progress, "searched", reader, search
+            model,
+            tokenizer,
+            chat,
+            asked,
+            samples,
+            batch_size,
+            progress,
+            "searched",
+            reader,
+            search.embeddings,
         )
         _write_down_long(result, "searched", in_pieces, search)
         result.seconds["searched"] = time.perf_counter() - start
     if "readout" in sides and model.modality[KIND].adapter.num_pieces:
         result.heard["readout"] = _readout(model, tokenizer, samples, batch_size, reader)
+    if "told" in sides:
+        result.heard["told"] = _answers(
+            model, tokenizer, chat, asked, samples, batch_size, progress, "told", reader, _told
+        )
     if "other" in sides:
         shifted = list(range(len(samples)))
         random.Random(seed).shuffle(shifted)
@@ -282,10 +301,10 @@ def replace_recording(sample: Sample, media: Sequence[MediaRef]) -> Sample:
 
 def _sample(one: Asked, chat: ChatFormat) -> Sample:
     rendered = chat.render(one.row.messages[:-1], open_assistant=True)
-    media = [
-        MediaRef(part.kind, part.position, part.source, content_key(KEYS[part.kind], part.source))
-        for part in rendered.media
-    ]
+    media = []
+    for part in rendered.media:
+        key, said = content_key(KEYS[part.kind], part.source), said_in(part.transcript, chat.tokenizer)
+        media.append(MediaRef(part.kind, part.position, part.source, key, said))
     return Sample(rendered.tokens, [False] * len(rendered.tokens), media, one.row.source)
 
 
@@ -299,7 +318,7 @@ def _answers(
     progress: Progress | None,
     side: str,
     reader: Mapping[str, Any],
-    search: BeamSearch | None = None,
+    embed: Embed | None = None,
 ) -> list[str]:
     order = sorted(range(len(samples)), key=lambda index: (asked[index].seconds, index))
     found: dict[int, str] = {}
@@ -313,12 +332,22 @@ def _answers(
             max_new_tokens=LEAST_TOKENS + int(TOKENS_A_SECOND * longest),
             stop=chat.stop,
             tokenizer=tokenizer,
-            embeddings=search.embeddings(model, batch, tokenizer) if search else None,
+            embeddings=embed(model, batch, tokenizer) if embed else None,
         )
         found.update((index, row.text.strip()) for index, row in zip(chunk, rows, strict=True))
         if progress is not None:
             progress(side, len(found), len(order))
     return [found[index] for index in range(len(samples))]
+
+
+def _told(model: MultimodalLlama, batch: Batch, tokenizer: Tokenizer) -> dict[str, list[Tensor]]:
+    media = batch.media[KIND]
+    if len(media.transcripts) != len(media.items) or not all(media.transcripts):
+        raise ValueError(
+            f"a recording has no transcript to be told (near {batch.source_of(0, 0)}); give "
+            '{"type": "audio", "path": ..., "transcript": ...}'
+        )
+    return {KIND: model.modality[KIND].adapter.spelled(media.transcripts, model.core.embedding.weight)}
 
 
 def _readout(

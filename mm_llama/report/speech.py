@@ -17,6 +17,7 @@ NAMES = {
     "model": "Through the core",
     "searched": "With a search",
     "readout": "Adapter's readout alone",
+    "told": "Told in writing",
     "other": "Another recording",
 }
 TASKS = {"recognition": "What was said", "translation": "In another language", "dialogue": "Answers"}

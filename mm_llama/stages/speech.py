@@ -32,11 +32,14 @@ class Copy:
     """The rows of a batch with the embeddings of what was said in place of what was heard: own tokens learn alone.
 
     `noise` is the deviation of what is added to each embedding, as a share of the table's: what comes of recordings
-    later is not as clean as text.
+    later is not as clean as text. Recordings come in the readout's pieces later, or in the core's own tokens when
+    they were searched (`mm_llama.generation.beam`): `whole` is the share of them that are given in own tokens here.
     """
 
-    def __init__(self, noise: float = 0.0) -> None:
-        self.noise = noise
+    def __init__(self, noise: float = 0.0, whole: float = 0.0) -> None:
+        if noise < 0 or not 0 <= whole <= 1:
+            raise ValueError(f"noise={noise} is at least 0, whole={whole} is a share from 0 to 1")
+        self.noise, self.whole = noise, whole
         self.pieces: Pieces | None = None
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
@@ -68,7 +71,10 @@ class Copy:
         """Return float[n, D] for each recording of the batch: own tokens around what was said in it."""
         adapter, table_VD = model.modality[KIND].adapter, model.core.embedding.weight
         found = []
-        for pieces in _transcripts(batch, self.pieces):
+        in_pieces = _transcripts(batch, self.pieces)
+        for tokens, pieces in zip(_recordings(batch).transcripts, in_pieces, strict=True):
+            if self.whole and float(torch.rand(())) < self.whole:
+                pieces = list(tokens)
             inner = F.embedding(torch.tensor(pieces, device=table_VD.device), table_VD)
             if self.noise:
                 inner = inner + torch.randn_like(inner) * (self.noise * inner.std())

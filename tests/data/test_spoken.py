@@ -66,9 +66,9 @@ class Counting:
 
 
 def test_a_call_that_was_cut_off_goes_on_and_ends_the_same(engine: Hibari, tmp_path: Path) -> None:
-    whole = say_all(TEXTS, tmp_path / "whole", lambda: engine, say=False)
+    whole = say_all(TEXTS, tmp_path / "whole", lambda: engine, say=False, workers=1)
     with pytest.raises(KeyboardInterrupt):
-        say_all(TEXTS, tmp_path / "cut", lambda: Counting(engine, 1), say=False)  # type: ignore[arg-type,return-value]
+        say_all(TEXTS, tmp_path / "cut", lambda: Counting(engine, 1), say=False, workers=1)  # type: ignore[arg-type,return-value]
     with (tmp_path / "cut" / "clips.jsonl").open("a") as file:
         file.write('{"path": "clips/ha')  # a line that was being written
     second = Counting(engine)
@@ -82,6 +82,42 @@ def test_a_call_that_was_cut_off_goes_on_and_ends_the_same(engine: Hibari, tmp_p
     assert not again.said
     lines = (tmp_path / "cut" / "clips.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == TEXTS
+
+
+def test_several_engines_at_once_make_what_one_makes(
+    asset_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    texts = [f"{text} {number} more." for number in ("One", "Two", "Three", "Four") for text in TEXTS]
+    made = {
+        workers: say_all(
+            texts,
+            tmp_path / str(workers),
+            lambda: Hibari(asset_dir("hibari_tts")),
+            say=False,
+            workers=workers,
+        )
+        for workers in (1, 3)
+    }
+    assert made[1] == made[3]
+    lists = [(tmp_path / name / "clips.jsonl").read_bytes() for name in ("1", "3")]
+    assert lists[0] == lists[1]
+    for name, _ in made[1].values():
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+def test_an_engine_that_fails_loses_nothing_said_before(engine: Hibari, tmp_path: Path) -> None:
+    class Failing:
+        def speak(self, text: str, **voice: float) -> object:
+            if text == TEXTS[1]:
+                raise ValueError("no voice left")
+            return engine.speak(text, **voice)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="no voice left"):
+        say_all(TEXTS, tmp_path, Failing, say=False, workers=2)  # type: ignore[arg-type]
+    lines = (tmp_path / "clips.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == TEXTS[:1]
+    again = say_all(TEXTS, tmp_path, lambda: engine, say=False, workers=2)
+    assert list(again) == TEXTS and not list(tmp_path.rglob("*.partial"))
 
 
 def test_sentences_that_can_be_said() -> None:

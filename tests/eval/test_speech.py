@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_side_of_every_task(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speech.json"
     command = ["eval", "speech", "--core", "tiny", "--adapter", str(run), "--dtype", "float32", "--other"]
-    assert main([*command, "--beam", "4", "--data", str(run.parent / "rows.jsonl"), "--out", str(out)]) == 0
+    assert main([*command, "--told", "--beam", "4", "--data", str(run.parent / "rows.jsonl"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "through the core" in printed and "with a search" in printed and "said   " in printed
     found = json.loads(out.read_text("utf-8"))
@@ -64,9 +64,8 @@ def test_every_side_of_every_task(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert set(tasks) == {("recognition", "English"), ("translation", "German"), ("dialogue", "English")}
     heard = tasks["recognition", "English"]
     assert heard["rows"] == 4 and heard["sides"]["model"]["length"] == 12
-    assert (
-        set(heard["sides"]) == {"model", "searched", "readout", "other"} and 0 < heard["p_against_other"] <= 1
-    )
+    assert set(heard["sides"]) == {"model", "searched", "readout", "told", "other"}
+    assert 0 < heard["p_against_other"] <= 1
     assert set(tasks["translation", "German"]["sides"]["model"]) >= {"bleu", "chrf"}
     rows = [json.loads(line) for line in (tmp_path / "speech_answers.jsonl").read_text().splitlines()]
     rates = [row["errors"] / max(1, row["length"]) for row in rows]

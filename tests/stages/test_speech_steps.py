@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -160,6 +162,37 @@ def test_copied_text_is_the_tables_own(model: MultimodalLlama) -> None:
     adapter, table = model.modality["speech"].adapter, model.core.embedding.weight
     assert torch.equal(first, torch.cat((adapter.begin, table[[5, 6, 6, 7]], adapter.end)))
     assert len(second) == 2 + 3 + 2
+
+
+def test_copied_text_comes_in_pieces_or_in_own_tokens(smollm2: object) -> None:
+    tokenizer = smollm2.tokenizer  # type: ignore[attr-defined]
+    core = Llama(replace(CONFIG, vocab_size=tokenizer.vocab_size))
+    core.init_weights(0)
+    adapter = SpeechAdapter(12, CONFIG.dim, width=16, num_heads=2, ffn_width=24, num_pieces=4096)
+    model = MultimodalLlama(core, {"speech": Spliced(torch.nn.Identity(), adapter)}).requires_grad_(False)
+    said = [
+        tuple(tokenizer.encode(text)) for text in ("An ornithologist in Sacramento.", "Quoth the peregrine.")
+    ]
+    batch, pieces = make_batch(said), Pieces(tokenizer, 4096)
+    chat = type("Chat", (), {"tokenizer": tokenizer})()
+
+    def given(whole: float) -> tuple[bool, ...]:
+        """Of each recording, whether it stands there in the core's own tokens."""
+        step = Copy(whole=whole)
+        step.meet(model, chat)
+        found = []
+        for inner, tokens in zip(step.embeddings(model, batch), said, strict=True):
+            own, smaller = core.embedding.weight[list(tokens)], core.embedding.weight[pieces.split(tokens)]
+            assert len(own) < len(smaller)
+            found.append(len(inner) == len(own) + 2)
+            assert torch.equal(inner[1:-1], own if found[-1] else smaller)
+        return tuple(found)
+
+    torch.manual_seed(0)
+    assert given(0.0) == (False, False) and given(1.0) == (True, True)
+    assert {given(0.5) for _ in range(30)} == {(a, b) for a in (False, True) for b in (False, True)}
+    with pytest.raises(ValueError, match="whole=2 is a share from 0 to 1"):
+        Copy(whole=2)
 
 
 def test_what_was_not_said_cannot_be_learned(model: MultimodalLlama) -> None:
