@@ -46,3 +46,11 @@ class Pieces:
                     raise ValueError(f"the first {self.size} tokens do not spell the byte {left[0]:#04x}")
             self._known[token] = tuple(found)
         return self._known[token]
+
+
+def respelled(pieces: Iterable[int], tokenizer: Tokenizer) -> list[int]:
+    """Return what pieces spell in the core's own tokens, as an answer begins: without a space before it.
+
+    A rare word in pieces is repeated less surely than in its own tokens.
+    """
+    return tokenizer.encode(tokenizer.decode(list(pieces)).strip())

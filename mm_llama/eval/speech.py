@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mm_llama.batch import Batch
 from mm_llama.core.chat import ChatFormat, MediaPart, Text
+from mm_llama.core.pieces import respelled
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.collate import LoadMedia, collate
 from mm_llama.data.media import KEYS
@@ -347,7 +348,8 @@ def _told(model: MultimodalLlama, batch: Batch, tokenizer: Tokenizer) -> dict[st
             f"a recording has no transcript to be told (near {batch.source_of(0, 0)}); give "
             '{"type": "audio", "path": ..., "transcript": ...}'
         )
-    return {KIND: model.modality[KIND].adapter.spelled(media.transcripts, model.core.embedding.weight)}
+    tokens = [respelled(said, tokenizer) for said in media.transcripts]
+    return {KIND: model.modality[KIND].adapter.spelled(tokens, model.core.embedding.weight)}
 
 
 def _readout(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mm_llama.batch import Batch
 from mm_llama.core.llama import Llama
+from mm_llama.core.pieces import respelled
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
 
@@ -181,11 +182,6 @@ class Fluency:
         logs = logits.gather(1, said[:, None])[:, 0] - logits.logsumexp(-1)
         for (tokens, known, _), part in zip(rows, logs.cpu().split(counts), strict=True):
             self._known[tokens] = self._known[tokens[:known]] + float(part.sum())
-
-
-def respelled(reading: Pieces, tokenizer: Tokenizer) -> list[int]:
-    """Return what pieces spell in the core's own tokens: a rare word in pieces is repeated less surely."""
-    return tokenizer.encode(tokenizer.decode(list(reading)).strip())
 
 
 def _add(first: float, second: float) -> float:

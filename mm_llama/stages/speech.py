@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from mm_llama.batch import Batch, Media
 from mm_llama.core.chat import ChatFormat
-from mm_llama.core.pieces import Pieces
+from mm_llama.core.pieces import Pieces, respelled
 from mm_llama.data.augment import spec_augment
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.steps import StepOutput, count_targets, cross_entropy, predicting, states
@@ -72,9 +72,10 @@ class Copy:
         adapter, table_VD = model.modality[KIND].adapter, model.core.embedding.weight
         found = []
         in_pieces = _transcripts(batch, self.pieces)
+        assert self.pieces is not None
         for tokens, pieces in zip(_recordings(batch).transcripts, in_pieces, strict=True):
             if self.whole and float(torch.rand(())) < self.whole:
-                pieces = list(tokens)
+                pieces = respelled(tokens, self.pieces.tokenizer)
             inner = F.embedding(torch.tensor(pieces, device=table_VD.device), table_VD)
             if self.noise:
                 inner = inner + torch.randn_like(inner) * (self.noise * inner.std())

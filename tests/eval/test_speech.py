@@ -56,7 +56,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_side_of_every_task(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speech.json"
     command = ["eval", "speech", "--core", "tiny", "--adapter", str(run), "--dtype", "float32", "--other"]
-    assert main([*command, "--told", "--beam", "4", "--data", str(run.parent / "rows.jsonl"), "--out", str(out)]) == 0
+    assert (
+        main([*command, "--told", "--beam", "4", "--data", str(run.parent / "rows.jsonl"), "--out", str(out)])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "through the core" in printed and "with a search" in printed and "said   " in printed
     found = json.loads(out.read_text("utf-8"))

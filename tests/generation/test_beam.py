@@ -13,8 +13,8 @@ from torch import Tensor
 from adapters.speech import SpeechAdapter
 from mm_llama.batch import Batch, Media
 from mm_llama.core.llama import Llama
-from mm_llama.core.pieces import Pieces
-from mm_llama.generation.beam import BeamSearch, Fluency, respelled
+from mm_llama.core.pieces import Pieces, respelled
+from mm_llama.generation.beam import BeamSearch, Fluency
 from mm_llama.generation.engine import generate
 from mm_llama.model import MultimodalLlama
 from mm_llama.splice import Spliced
