@@ -54,10 +54,11 @@ class CoreSchema:
 
 @dataclass
 class StageSchema:
-    """What one stage trains, from where, how long."""
+    """What one stage trains, from where, how long; `augment` is a source that is put around each of `data.train`."""
 
     name: str = MISSING
     step: Any = None
+    augment: Any = None
     train: list[str] = field(default_factory=list)
     init: dict[str, str | None] = field(default_factory=dict)
     allow_core_swap: bool = False

@@ -67,6 +67,8 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
         )
     model, chat, held_out = _begin(config)
     sources = [build(entry["source"]) for entry in config["data"]["train"]]
+    if stage.get("augment"):
+        sources = [build(stage["augment"], source=source) for source in sources]
     media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
     media.prepare([*sources, *held_out], config["loader"]["on_error"])
     loader = _loader(config, sources, chat, media)

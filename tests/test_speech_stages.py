@@ -149,6 +149,21 @@ def test_what_trained_a_part_brings_the_rest_along(rows: Path) -> None:
         load("tiny", [moved / copy.run_dir.name], dtype="float32")
 
 
+def test_a_stage_puts_a_source_around_its_training_rows(rows: Path) -> None:
+    def trained(name: str, augment: str) -> torch.Tensor:
+        result = run("stage=speech_copy", *tiny(rows, *READOUT, f"name={name}", augment))
+        found: torch.Tensor = (
+            load("tiny", [result.run_dir], dtype="float32").model.modality["speech"].adapter.begin
+        )
+        return found
+
+    plain = trained("plain", "stage.augment=null")
+    assert torch.equal(plain, trained("unchanged", "stage.augment.share=0.0"))
+    assert not torch.equal(plain, trained("changed", "stage.augment.share=1.0"))
+    with pytest.raises(Exception, match="share=2 is that of the words"):
+        trained("refused", "stage.augment.share=2")
+
+
 def test_a_run_hears_without_the_runs_that_it_came_from(rows: Path) -> None:
     copy = run("stage=speech_copy", *tiny(rows, *READOUT))
     readout = run("stage=speech_readout", *tiny(rows, *READOUT))
