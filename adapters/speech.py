@@ -14,7 +14,7 @@ of the core's embedding table, P pieces, n embeddings of a recording.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ class SpeechAdapter(nn.Module):
         sharpen: float = 1.0,
         num_begin: int = 1,
         num_end: int = 1,
+        spell: bool = False,
         norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
@@ -101,6 +102,7 @@ class SpeechAdapter(nn.Module):
 
         What stands for a token is the table's mean by probabilities to the power of `sharpen`: with 1 by what is
         believed; the higher, the closer to the likeliest token's own embedding, which alone a small core copies surely.
+        With `spell` what was read enters a loaded model as text, in the core's own tokens, not as means of pieces.
         """
         super().__init__()
         if emit not in EMIT:
@@ -118,6 +120,9 @@ class SpeechAdapter(nn.Module):
         if sharpen <= 0:
             raise ValueError(f"sharpen is {sharpen}, expected a power above 0")
         self.emit, self.num_pieces, self.sharpen = emit, num_pieces, sharpen
+        # Whoever has a tokenizer at hand sets what spells pieces in own tokens (`mm_llama.build.load_model`).
+        self.spell = spell
+        self.respell: Callable[[Sequence[int]], list[int]] = _unset
         self.norm = RMSNorm(encoder_dim * stack, norm_eps)
         self.convolution = nn.Conv1d(encoder_dim * stack, width, kernel, stride, padding=kernel // 2)
         self.layers: Any = nn.ModuleList(
@@ -209,6 +214,9 @@ class SpeechAdapter(nn.Module):
 
     def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
         """Return what enters the core, float[n, D] each."""
+        if self.spell and self.emit == "tokens" and self.respell is not _unset:
+            rows = [[piece for piece, _, _ in spans] for spans in self.best_pieces(heard)]
+            return self.spelled([self.respell(row) for row in rows], table_VD)
         return self._between_own(
             self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD), table_VD.dtype
         )
@@ -254,6 +262,10 @@ class SpeechAdapter(nn.Module):
             [(piece - 1, first, end) for piece, first, end in runs(best_F[:count]) if piece]
             for best_F, count in zip(best_MF, heard.lengths_M.tolist(), strict=True)
         ]
+
+
+def _unset(pieces: Sequence[int]) -> list[int]:
+    raise ValueError("nothing spells pieces here: no tokenizer was given")
 
 
 def runs(best_F: Tensor) -> list[tuple[int, int, int]]:

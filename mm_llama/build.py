@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mm_llama import schema
 from mm_llama.core.chat import ChatFormat, chat_format
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
+from mm_llama.core.pieces import respelled
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.dtypes import choose_dtype, dtype_name
 from mm_llama.modality import CrossAttended
@@ -319,6 +321,10 @@ def load_model(
     model.requires_grad_(False).eval()
     for run, prefix in runs:
         load_adapter(model, run, prefix=prefix)
+    for modality in model.modality.values():
+        adapter: Any = getattr(modality, "adapter", None)
+        if getattr(adapter, "spell", False):
+            adapter.respell = partial(respelled, tokenizer=loaded.tokenizer)
     # Inference computes in one dtype; float32 masters are only needed where something trains.
     for modality in model.modality.values():
         modality.to(dtype)

@@ -164,6 +164,27 @@ def test_a_stage_puts_a_source_around_its_training_rows(rows: Path) -> None:
         trained("refused", "stage.augment.share=2")
 
 
+def test_a_loaded_model_spells_what_was_read(rows: Path) -> None:
+    result = run("stage=speech_readout", *tiny(rows, *READOUT, "modality.speech.adapter.spell=true"))
+    adapter = load("tiny", [result.run_dir], dtype="float32").model.modality["speech"].adapter
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(30, adapter.encoder_dim, generator=generator) for _ in range(2)]
+    table_VD = torch.randn(300, adapter.dim, generator=generator)
+    with torch.inference_mode():
+        adapter.blank.bias.fill_(-20.0)  # every frame hears a piece
+        heard = adapter.hear(features, table_VD)
+        read = [[piece for piece, _, _ in spans] for spans in adapter.best_pieces(heard)]
+        spelled = adapter.embeddings(heard, table_VD)
+        expected = adapter.spelled([adapter.respell(row) for row in read], table_VD)
+        assert all(read) and all(map(torch.equal, spelled, expected))
+        adapter.spell = False
+        means = adapter.embeddings(heard, table_VD)
+    assert not any(
+        one.shape == other.shape and torch.equal(one, other)
+        for one, other in zip(spelled, means, strict=True)
+    )
+
+
 def test_a_run_hears_without_the_runs_that_it_came_from(rows: Path) -> None:
     copy = run("stage=speech_copy", *tiny(rows, *READOUT))
     readout = run("stage=speech_readout", *tiny(rows, *READOUT))

@@ -140,10 +140,13 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         between: Between | None = None,
         embeddings_BSD: Tensor | None = None,
+        sees_BSS: Tensor | None = None,
         start: int = 0,
     ) -> Tensor:
         """Return the states after the final norm, float[B, S, D]; arguments as in `forward`.
 
+        `sees_BSS` bool says which positions each one sees, in place of all before it and itself: so texts that begin
+        alike are run together as a tree. Not together with a cache or documents.
         With `start` > 0, `embeddings_BSD` are the states that enter layer `start`.
         """
         hidden = self.embedding(tokens_BS) if embeddings_BSD is None else embeddings_BSD
@@ -153,6 +156,7 @@ class Llama(nn.Module):
             documents_BS=documents_BS,
             cache=cache,
             between=between,
+            sees_BSS=sees_BSS,
             start=start,
         )
         return self.norm(hidden)
@@ -165,6 +169,7 @@ class Llama(nn.Module):
         documents_BS: Tensor | None = None,
         cache: KVCache | None = None,
         between: Between | None = None,
+        sees_BSS: Tensor | None = None,
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
@@ -176,7 +181,11 @@ class Llama(nn.Module):
         rope = self.rope(positions_BS)
         slots: Slots | None = None
         mask: Mask
-        if cache is None:
+        if sees_BSS is not None:
+            if cache is not None or documents_BS is not None:
+                raise ValueError("sees_BSS stands alone: pass it without a cache and without documents")
+            mask = sees_BSS
+        elif cache is None:
             mask = causal_mask(S, device) if documents_BS is None else find_documents(documents_BS)
         else:
             if documents_BS is not None:

@@ -37,7 +37,7 @@ class BeamSearch:
 
     `beam` readings are kept from frame to frame, half of them after the core was asked, which is every `every` frames.
     Of a frame the `top` likeliest pieces within `margin` (a difference of log-probabilities) of the best are followed.
-    The core reads `context` tokens before those it judges.
+    The core reads at least `context` tokens before those it judges.
     """
 
     beam: int = 32
@@ -158,30 +158,66 @@ class Fluency:
 
     @torch.inference_mode()
     def _ask(self, asked: Sequence[Pieces]) -> None:
-        """Run what is not known of the readings in one batch; padding stands at the end, where nothing sees it."""
-        rows: list[
-            tuple[Pieces, int, Pieces]
-        ] = []  # (reading, how much of it is known, what the core is given)
+        """Run what is not known of the readings; beginnings that they share are run once, as a tree."""
+        rows: list[tuple[Pieces, int]] = []  # (reading, how many of its tokens are known)
         for tokens in asked:
             known = len(tokens) - 1
             while tokens[:known] not in self._known:
                 known -= 1
-            rows.append((tokens, known, (self.begin, *tokens)[max(0, known - self.context) :]))
+            rows.append((tokens, known))
         if not rows:
             return
+        # One window for all of them, so that they share what stands in it.
+        start = max(0, min(known for _, known in rows) - self.context)
+        tree = Tree([(self.begin, *tokens)[start:-1] for tokens, _ in rows])
         device = self.core.embedding.weight.device
-        given = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(given[:-1]) for _, _, given in rows], batch_first=True
-        )
-        hidden = self.core.hidden(given.to(device))
-        counts = [len(tokens) - known for tokens, known, _ in rows]
-        ends = [len(given) - 1 for _, _, given in rows]
-        last = [state[end - count : end] for state, end, count in zip(hidden, ends, counts, strict=True)]
-        logits = self.core.logits(torch.cat(last))
-        said = torch.tensor([one for tokens, known, _ in rows for one in tokens[known:]], device=device)
-        logs = logits.gather(1, said[:, None])[:, 0] - logits.logsumexp(-1)
-        for (tokens, known, _), part in zip(rows, logs.cpu().split(counts), strict=True):
-            self._known[tokens] = self._known[tokens[:known]] + float(part.sum())
+        tokens_1S, depths_1S, sees_1SS = (part[None].to(device) for part in tree.tensors())
+        hidden_SD = self.core.hidden(tokens_1S, positions_BS=depths_1S, sees_BSS=sees_1SS)[0]
+        # The state at a token says how likely the next one is.
+        judged = [
+            (path[known - start :], tokens[known:])
+            for path, (tokens, known) in zip(tree.paths, rows, strict=True)
+        ]
+        needed = sorted({place for places, _ in judged for place in places})
+        logits_NV = self.core.logits(hidden_SD[needed])
+        logs_NV = (logits_NV - logits_NV.logsumexp(-1, keepdim=True)).cpu()
+        at = {place: number for number, place in enumerate(needed)}
+        for (tokens, known), (places, said) in zip(rows, judged, strict=True):
+            total = self._known[tokens[:known]]
+            parts = logs_NV[[at[place] for place in places], list(said)].tolist()
+            for count, log in enumerate(parts, start=known + 1):
+                total += log
+                self._known[tokens[:count]] = total
+
+
+class Tree:
+    """Sequences as one row in which a beginning that several share stands once; `paths` are their places in it."""
+
+    def __init__(self, sequences: Sequence[Pieces]) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []  # -1 at a beginning
+        self.paths: list[list[int]] = []
+        places: dict[tuple[int, int], int] = {}  # (parent, token): place
+        for sequence in sequences:
+            path, parent = [], -1
+            for token in sequence:
+                place = places.setdefault((parent, token), len(self.tokens))
+                if place == len(self.tokens):
+                    self.tokens.append(token)
+                    self.parents.append(parent)
+                path.append(place)
+                parent = place
+            self.paths.append(path)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return int64[S] tokens, int64[S] depths and bool[S, S]: each place sees itself and what it follows."""
+        S = len(self.tokens)
+        depths, sees_SS = [0] * S, torch.eye(S, dtype=torch.bool)
+        for place, parent in enumerate(self.parents):
+            if parent >= 0:
+                depths[place] = depths[parent] + 1
+                sees_SS[place] |= sees_SS[parent]
+        return torch.tensor(self.tokens), torch.tensor(depths), sees_SS
 
 
 def _add(first: float, second: float) -> float:

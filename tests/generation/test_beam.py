@@ -14,7 +14,7 @@ from adapters.speech import SpeechAdapter
 from mm_llama.batch import Batch, Media
 from mm_llama.core.llama import Llama
 from mm_llama.core.pieces import Pieces, respelled
-from mm_llama.generation.beam import BeamSearch, Fluency
+from mm_llama.generation.beam import BeamSearch, Fluency, Tree
 from mm_llama.generation.engine import generate
 from mm_llama.model import MultimodalLlama
 from mm_llama.splice import Spliced
@@ -97,6 +97,21 @@ def test_the_core_is_asked_for_whole_words_and_remembers(core: Llama, tokenizer:
         (one,) = short([readings[0]])
         (other,) = Fluency(core, tokenizer, context=2)([tuple(tokenizer.encode("a cab bca"))])
     assert one[0] == pytest.approx(log_of_text(core, tokenizer, "a cab")[0], abs=1e-3) and other[1] == 9
+
+
+def test_readings_that_begin_alike_are_run_once(core: Llama) -> None:
+    sequences = [(7, 1, 2, 3), (7, 1, 2, 9, 4), (7, 5), (7, 1, 2, 3)]
+    tree = Tree(sequences)
+    assert len(tree.tokens) == 7 and tree.paths[0] == tree.paths[3]
+    tokens, depths, sees = (part[None] for part in tree.tensors())
+    with torch.inference_mode():
+        states = core.hidden(tokens, positions_BS=depths, sees_BSS=sees)[0]
+        for sequence, path in zip(sequences, tree.paths, strict=True):
+            torch.testing.assert_close(states[path], core.hidden(torch.tensor([sequence]))[0])
+        # Without the mask a text would see what stands beside it.
+        assert not torch.allclose(states, core.hidden(tokens, positions_BS=depths)[0], atol=1e-3)
+    with pytest.raises(ValueError, match="sees_BSS stands alone"):
+        core.hidden(tokens, documents_BS=torch.zeros_like(tokens), sees_BSS=sees)
 
 
 def test_a_narrow_search_finds_better_than_the_likeliest_pieces(
