@@ -164,6 +164,18 @@ def test_a_stage_puts_a_source_around_its_training_rows(rows: Path) -> None:
         trained("refused", "stage.augment.share=2")
 
 
+def test_what_nothing_reaches_is_named_early(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A readout that no loss asks for: at the fixed rate, without it as an aid.
+    config = ["stage=speech_sft", *tiny(rows, "modality.speech.adapter.num_pieces=256", "stage.num_steps=8")]
+    with pytest.raises(ValueError, match="3 of .* trainable tensors did not change"):
+        run(*config)
+    said = capsys.readouterr().err
+    assert said.count("trainable tensors had no gradient in 5 updates") == 1
+    assert "modality.speech.adapter.blank.weight" in said and "leave them out of stage.train" in said
+    run(*config, "name=aided", "stage.step.readout_weight=0.3")
+    assert "had no gradient" not in capsys.readouterr().err
+
+
 def test_a_loaded_model_spells_what_was_read(rows: Path) -> None:
     result = run("stage=speech_readout", *tiny(rows, *READOUT, "modality.speech.adapter.spell=true"))
     adapter = load("tiny", [result.run_dir], dtype="float32").model.modality["speech"].adapter

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +156,19 @@ def verify(model: nn.Module, table: FreezeTable, *, require_change: bool = True)
             "nothing is saved. They do not reach this stage's loss, or their rate is zero: leave them out of "
             "stage.train"
         )
+
+
+def unreached(parameters: Mapping[str, nn.Parameter], names: Collection[str]) -> set[str]:
+    """Return which of the trainable tensors `names` have no gradient now."""
+    return {name for name in names if parameters[name].grad is None}
+
+
+def warning_of(names: Collection[str], num_trainable: int, num_updates: int) -> str:
+    """Say early what `verify` will refuse at the end, when nothing reaches these tensors until then."""
+    return (
+        f"warning: {len(names)} of {num_trainable} trainable tensors had no gradient in {num_updates} updates: "
+        f"{shorten(sorted(names))}; if that stays so, nothing will be saved: stop, and leave them out of stage.train"
+    )
 
 
 def under(name: str, prefixes: Iterable[str]) -> bool:

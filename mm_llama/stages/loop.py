@@ -20,7 +20,7 @@ import torch
 from mm_llama.batch import Batch
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.checkpoint import restore, save_checkpoint
-from mm_llama.stages.freeze import FreezeTable, freeze, set_train_mode, verify
+from mm_llama.stages.freeze import FreezeTable, freeze, set_train_mode, unreached, verify, warning_of
 from mm_llama.stages.identity import identity
 from mm_llama.stages.metrics import (
     MetricsLog,
@@ -42,6 +42,7 @@ from mm_llama.stages.steps import StepOutput, count_targets, next_token
 
 Step = Callable[[MultimodalLlama, Batch], StepOutput]
 Evaluate = Callable[[MultimodalLlama], Mapping[str, float]]
+EARLY = 5  # updates after which tensors without a gradient are named
 
 
 class Loader(Protocol):
@@ -154,6 +155,7 @@ def train(
         return minutes_before + (time.perf_counter() - began) / 60
 
     done, saved_step, batches = start, start, iter(loader)
+    silent = set(parameters)  # without a gradient so far
     progress = Progress(name, num_steps, start, log_every=log_every, stream=stream)
     log = MetricsLog(run_dir, start, tensorboard=tensorboard, say=progress.note)
     with closing(log), progress, StopSignals() as stop:
@@ -176,6 +178,9 @@ def train(
                     "Look at these rows, or lower optim.lr"
                 ) from error
             rate = set_lr(optimizer, factor(done, num_steps))
+            silent = unreached(parameters, silent)
+            if silent and done - start == EARLY - 1:
+                progress.note(warning_of(silent, len(parameters), EARLY))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done += 1
