@@ -122,7 +122,7 @@ class SpeechAdapter(nn.Module):
         self.emit, self.num_pieces, self.sharpen = emit, num_pieces, sharpen
         # Whoever has a tokenizer at hand sets what spells pieces in own tokens (`mm_llama.build.load_model`).
         self.spell = spell
-        self.respell: Callable[[Sequence[int]], list[int]] = _unset
+        self.respell: Callable[[Sequence[int]], list[int]] | None = None
         self.norm = RMSNorm(encoder_dim * stack, norm_eps)
         self.convolution = nn.Conv1d(encoder_dim * stack, width, kernel, stride, padding=kernel // 2)
         self.layers: Any = nn.ModuleList(
@@ -214,7 +214,7 @@ class SpeechAdapter(nn.Module):
 
     def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
         """Return what enters the core, float[n, D] each."""
-        if self.spell and self.emit == "tokens" and self.respell is not _unset:
+        if self.spell and self.emit == "tokens" and self.respell is not None:
             rows = [[piece for piece, _, _ in spans] for spans in self.best_pieces(heard)]
             return self.spelled([self.respell(row) for row in rows], table_VD)
         return self._between_own(
@@ -262,10 +262,6 @@ class SpeechAdapter(nn.Module):
             [(piece - 1, first, end) for piece, first, end in runs(best_F[:count]) if piece]
             for best_F, count in zip(best_MF, heard.lengths_M.tolist(), strict=True)
         ]
-
-
-def _unset(pieces: Sequence[int]) -> list[int]:
-    raise ValueError("nothing spells pieces here: no tokenizer was given")
 
 
 def runs(best_F: Tensor) -> list[tuple[int, int, int]]:

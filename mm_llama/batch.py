@@ -57,6 +57,16 @@ class Batch:
         number = row if self.documents_BS is None else int(self.documents_BS[row, position])
         return self.sources[number] if 0 <= number < len(self.sources) else f"row {row} of the batch"
 
+    def said(self, kind: str) -> list[tuple[int, ...]]:
+        """Return the tokens of what is said in each medium of a kind. Raises ValueError when that of one is unknown."""
+        media = self.media[kind]
+        if len(media.transcripts) != len(media.items) or not all(media.transcripts):
+            raise ValueError(
+                f"a recording of this batch has no transcript (near {self.source_of(0, 0)}), but what is said is "
+                'needed here; give {"type": "audio", "path": ..., "transcript": ...}'
+            )
+        return media.transcripts
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Move every tensor; `dtype` casts the media items."""
         move = {

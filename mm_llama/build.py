@@ -325,8 +325,7 @@ def load_model(
         adapter: Any = getattr(modality, "adapter", None)
         if getattr(adapter, "spell", False):
             adapter.respell = partial(respelled, tokenizer=loaded.tokenizer)
-    # Inference computes in one dtype; float32 masters are only needed where something trains.
-    for modality in model.modality.values():
+        # Inference computes in one dtype; float32 masters are only needed where something trains.
         modality.to(dtype)
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
 

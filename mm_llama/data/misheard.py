@@ -51,12 +51,14 @@ class Misheard:
         return replace(row, messages=tuple(_with(message, text) for message in row.messages))
 
     def _changed(self, said: str, rng: random.Random) -> str:
-        others = self._words(rng)
+        other, others = rng.randrange(len(self.source)), None  # read when a word of it is wanted
         words = said.split()
         found: list[str] = []
         joined = False  # the word before takes this one in
         for word in words:
             change = rng.choice(CHANGES) if rng.random() < self.share else ""
+            if change == "other" and others is None:
+                others = self._words(other)
             if change == "other" and others:
                 word = rng.choice(others)
             elif change == "dropped" and len(words) > 1:
@@ -70,8 +72,8 @@ class Misheard:
             joined = change == "joined"
         return " ".join(found) or said
 
-    def _words(self, rng: random.Random) -> list[str]:
-        said = _repeated(self.source.row(rng.randrange(len(self.source))))
+    def _words(self, index: int) -> list[str]:
+        said = _repeated(self.source.row(index))
         return [word.strip(".,!?;:\"'") or word for word in said.split()]
 
 

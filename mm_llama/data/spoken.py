@@ -85,9 +85,6 @@ def _spoken(
     texts: Sequence[str], speak: Callable[[str], tuple[str, float]], workers: int
 ) -> Iterator[tuple[str, str, float]]:
     """Yield (text, name, seconds) in the order of the texts; what fails, or leaves, lets no more texts begin."""
-    if workers == 1:
-        yield from ((text, *speak(text)) for text in texts)
-        return
     pool = ThreadPoolExecutor(workers)
     try:
         for text, spoken in zip(texts, pool.map(speak, texts), strict=True):

@@ -342,13 +342,7 @@ def _answers(
 
 
 def _told(model: MultimodalLlama, batch: Batch, tokenizer: Tokenizer) -> dict[str, list[Tensor]]:
-    media = batch.media[KIND]
-    if len(media.transcripts) != len(media.items) or not all(media.transcripts):
-        raise ValueError(
-            f"a recording has no transcript to be told (near {batch.source_of(0, 0)}); give "
-            '{"type": "audio", "path": ..., "transcript": ...}'
-        )
-    tokens = [respelled(said, tokenizer) for said in media.transcripts]
+    tokens = [respelled(said, tokenizer) for said in batch.said(KIND)]
     return {KIND: model.modality[KIND].adapter.spelled(tokens, model.core.embedding.weight)}
 
 

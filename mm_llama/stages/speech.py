@@ -51,8 +51,12 @@ class Copy:
         return _through_core(model, batch, {KIND: self.embeddings(model, batch)})
 
     def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return {"answers": share of rows repeated exactly}, each token predicted from the true ones before it."""
-        noise, self.noise = self.noise, 0.0
+        """Return {"answers": share of rows repeated exactly}, each token predicted from the true ones before it.
+
+        Without noise, in own tokens where `whole` trains these, else in pieces: the same each time.
+        """
+        noise, whole = self.noise, self.whole
+        self.noise, self.whole = 0.0, float(whole > 0)
         right, rows = 0, 0
         try:
             for batch in batches:
@@ -64,19 +68,18 @@ class Copy:
                 rows += len(at_BS)
                 right += len(at_BS) - len(at_BS.nonzero()[:, 0][wrong_T].unique())
         finally:
-            self.noise = noise
+            self.noise, self.whole = noise, whole
         return {"answers": right / max(1, rows)}
 
     def embeddings(self, model: MultimodalLlama, batch: Batch) -> list[Tensor]:
         """Return float[n, D] for each recording of the batch: own tokens around what was said in it."""
         adapter, table_VD = model.modality[KIND].adapter, model.core.embedding.weight
-        found = []
-        in_pieces = _transcripts(batch, self.pieces)
-        assert self.pieces is not None
-        for tokens, pieces in zip(_recordings(batch).transcripts, in_pieces, strict=True):
-            if self.whole and float(torch.rand(())) < self.whole:
-                pieces = respelled(tokens, self.pieces.tokenizer)
-            inner = F.embedding(torch.tensor(pieces, device=table_VD.device), table_VD)
+        _recordings(batch)
+        pieces, found = _met(self.pieces), []
+        for said in batch.said(KIND):
+            own = self.whole > 0 and float(torch.rand(())) < self.whole
+            tokens = respelled(said, pieces.tokenizer) if own else pieces.split(said)
+            inner = F.embedding(torch.tensor(tokens, device=table_VD.device), table_VD)
             if self.noise:
                 inner = inner + torch.randn_like(inner) * (self.noise * inner.std())
             found.append(torch.cat((adapter.begin.to(inner.dtype), inner, adapter.end.to(inner.dtype))))
@@ -248,12 +251,12 @@ def _recordings(batch: Batch) -> Media:
 
 
 def _transcripts(batch: Batch, pieces: Pieces | None) -> list[list[int]]:
-    media: Any = _recordings(batch)
+    _recordings(batch)
+    met = _met(pieces)
+    return [met.split(tokens) for tokens in batch.said(KIND)]
+
+
+def _met(pieces: Pieces | None) -> Pieces:
     if pieces is None:
         raise ValueError("the step was not told of its model and tokenizer: call `meet` first")
-    if len(media.transcripts) != len(media.items) or not all(media.transcripts):
-        raise ValueError(
-            f"a recording of this batch has no transcript (near {batch.source_of(0, 0)}): this step learns from what "
-            'is said; give {"type": "audio", "path": ..., "transcript": ...}'
-        )
-    return [pieces.split(tokens) for tokens in media.transcripts]
+    return pieces

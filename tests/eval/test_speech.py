@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 
-from mm_llama.build import compose_config
+from mm_llama.build import compose_config, load_model
 from mm_llama.cli import main
-from mm_llama.data.sources import ChatRows
+from mm_llama.core.messages import MediaPart, Message
+from mm_llama.data.sources import ChatRows, JsonlChat
 from mm_llama.data.spoken_rows import dialogue, recognition, translation, write_rows
-from mm_llama.eval.speech import read_asked
+from mm_llama.eval.speech import evaluate_speech, read_asked
 from mm_llama.stage_run import run_stage
 
 
@@ -74,6 +76,62 @@ def test_every_side_of_every_task(run: Path, tmp_path: Path, capsys: pytest.Capt
     rates = [row["errors"] / max(1, row["length"]) for row in rows]
     assert len(rows) == 9 and rates == sorted(rates, reverse=True)
     assert Path(rows[0]["audio"]).is_file()
+
+
+def test_told_the_core_is_given_the_transcript(run: Path, tmp_path: Path) -> None:
+    model, tokenizer, chat = load_model("tiny", [run])
+    rows = [row for row in read_asked(JsonlChat(run.parent / "rows.jsonl")) if row.task == "recognition"]
+    adapter, table_VD = model.modality["speech"].adapter, model.core.embedding.weight
+    result = evaluate_speech(
+        model,
+        tokenizer,
+        chat,
+        rows,
+        load_media={"speech": lambda ref: torch.randn(40, adapter.encoder_dim)},
+        encoded=("speech",),
+        sides=("told",),
+        batch_size=1,
+    )
+    with torch.inference_mode():
+        for row, heard in zip(rows, result.heard["told"], strict=True):
+            rendered = chat.render(row.row.messages[:-1], open_assistant=True)
+            (part,) = rendered.media
+            prompt = table_VD[torch.tensor(rendered.tokens)]
+            said = torch.tensor(tokenizer.encode(row.truth))
+            inner = torch.cat((adapter.begin, table_VD[said], adapter.end))
+            given = torch.cat((prompt[: part.position], inner, prompt[part.position + 1 :]))[None]
+            positions = torch.arange(given.shape[1])[None]
+            first = int(
+                model.core.logits(model.core.norm(model.core.run(given, positions_BS=positions)))[
+                    0, -1
+                ].argmax()
+            )
+            assert heard.startswith(tokenizer.decode([first]).strip())
+    assert result.heard["told"] != result.heard["model"]
+    rows[0] = replace(rows[0], row=replace(rows[0].row, messages=without_transcript(rows[0].row.messages)))
+    with pytest.raises(ValueError, match="has no transcript .* but what is said is needed here"):
+        evaluate_speech(
+            model,
+            tokenizer,
+            chat,
+            rows[:1],
+            load_media={"speech": lambda ref: torch.randn(40, adapter.encoder_dim)},
+            encoded=("speech",),
+            sides=("told",),
+        )
+
+
+def without_transcript(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(
+        replace(
+            message,
+            parts=tuple(
+                replace(part, transcript=None) if isinstance(part, MediaPart) else part
+                for part in message.parts
+            ),
+        )
+        for message in messages
+    )
 
 
 def test_a_plain_core_cannot_hear(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,22 @@ def test_the_core_is_asked_for_whole_words_and_remembers(core: Llama, tokenizer:
     assert one[0] == pytest.approx(log_of_text(core, tokenizer, "a cab")[0], abs=1e-3) and other[1] == 9
 
 
+def test_what_is_far_behind_is_not_read_again(core: Llama, tokenizer: BytesTokenizer) -> None:
+    fluency = Fluency(core, tokenizer, context=2)
+    first, longer, other = (tuple(tokenizer.encode(text)) for text in ("a cab", "a cab bca", "a cab ca"))
+    ((before, _),) = fluency([first])
+    with torch.inference_mode():
+        found = fluency([longer, other])
+        # Five tokens are known: the core is given two of them (the beginning counts as one more before), then the rest.
+        for reading, (log, count) in zip((longer, other), found, strict=True):
+            window = torch.tensor([(fluency.begin, *reading)[3:-1]])
+            logs = core(window)[0].log_softmax(-1)
+            judged = sum(float(logs[place - 3, reading[place]]) for place in range(5, len(reading)))
+            assert count == len(reading) and log == pytest.approx(before + judged, abs=1e-3)
+            whole = log_of_text(core, tokenizer, tokenizer.decode(list(reading)))[0]
+            assert log != pytest.approx(whole, abs=1e-4)  # all that came before would say something else
+
+
 def test_readings_that_begin_alike_are_run_once(core: Llama) -> None:
     sequences = [(7, 1, 2, 3), (7, 1, 2, 9, 4), (7, 5), (7, 1, 2, 3)]
     tree = Tree(sequences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from adapters.speech import SpeechAdapter
 from mm_llama.batch import Batch, Media
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.llama import Llama, LlamaConfig
-from mm_llama.core.pieces import Pieces
+from mm_llama.core.pieces import Pieces, respelled
 from mm_llama.model import MultimodalLlama
 from mm_llama.splice import Spliced
 from mm_llama.stages.speech import Copy, Readout, Recognise, _edits, ctc_loss
@@ -193,6 +194,21 @@ def test_copied_text_comes_in_pieces_or_in_own_tokens(smollm2: object) -> None:
     torch.manual_seed(0)
     assert given(0.0) == (False, False) and given(1.0) == (True, True)
     assert {given(0.5) for _ in range(30)} == {(a, b) for a in (False, True) for b in (False, True)}
+    shown: list[list[int]] = []
+
+    class Watched(Copy):
+        def embeddings(self, *args: Any) -> list[torch.Tensor]:
+            found = super().embeddings(*args)
+            shown.append([len(inner) - 2 for inner in found])
+            return found
+
+    # What is measured is not drawn: own tokens where these are trained, and training goes on with its share.
+    for whole, spelled in ((0.0, pieces.split), (0.3, lambda tokens: respelled(tokens, tokenizer))):
+        step = Watched(noise=0.2, whole=whole)
+        step.meet(model, chat)
+        first, again = (step.evaluate(model, [batch]) for _ in range(2))
+        assert first == again and shown[-2:] == [[len(spelled(tokens)) for tokens in said]] * 2
+        assert (step.noise, step.whole) == (0.2, whole)
     with pytest.raises(ValueError, match="whole=2 is a share from 0 to 1"):
         Copy(whole=2)
 
