@@ -10,6 +10,7 @@ Shapes: B rows, S positions, M placeholders, A mel frames, T encoder frames, E e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +61,16 @@ class Inserted:
         return hidden_BSD.flatten(0, 1).index_copy(0, where, values).view_as(hidden_BSD)
 
 
+def computing_in(dtype: torch.dtype, parameter: Tensor) -> AbstractContextManager[Any]:
+    """Return the context in which an encoder that trains, held in float32, computes in the `dtype` of its core.
+
+    The adapters do so by themselves (`core.layers.Linear`). An encoder that does not train computes as it is held.
+    """
+    if not parameter.requires_grad or parameter.dtype != torch.float32 or dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(parameter.device.type, dtype=dtype)
+
+
 class Spliced(nn.Module):
     """An encoder and the adapter whose embeddings enter the token stream."""
 
@@ -89,7 +100,9 @@ class Spliced(nn.Module):
         encoder = self.encoder if encoder is None else encoder
         parameter = next(encoder.parameters())
         items = [item.to(parameter.dtype) for item in media.items]
-        return [part.to(dtype) for part in self.features(items, encoder)]
+        with computing_in(dtype, parameter):
+            features = self.features(items, encoder)
+        return [part.to(dtype) for part in features]
 
     def embed(self, media: Media, table_VD: Tensor) -> list[Tensor]:
         """Return float[n, D] of each item, its own tokens around it included; `table_VD` are the core's embeddings."""

@@ -351,3 +351,34 @@ def test_long_utterances_are_cropped(make_step: Callable[..., Any]) -> None:
     assert cropped.shape == (100, 80) and torch.equal(cropped[1:] - cropped[:-1], torch.ones(99, 80))
     with pytest.raises(ValueError, match="probability=2"):
         make_step(probability=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_encoder_that_trains_computes_in_the_cores_dtype(
+    make_step: Callable[..., Any], dtype: str
+) -> None:
+    from mm_llama.batch import Batch, Media
+    from mm_llama.build import build_model
+
+    overrides = ["stage=speech_pretrain", "core=tiny", "modality/speech=best_rq_tiny"]
+    model, _, _ = build_model(resolve(compose_config("train", overrides)), getattr(torch, dtype))
+    modality = model.modality["speech"].requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    items = [torch.randn(length, 80, generator=generator) for length in (97, 240)]
+    media = Media(items, torch.arange(2), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    batch = Batch(torch.zeros(2, 2, dtype=torch.long), torch.full((2,), 2), media={"speech": media})
+    step, seen = make_step(noise=0.0), []
+    projection = modality.encoder.projection
+    handle = projection.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    drawn = step.draw(batch, generator)
+    gradients = []
+    for trains in (True, False):
+        # Whoever does not train computes as it is held, here in float32: what the other is measured against.
+        modality.encoder.requires_grad_(trains)
+        modality.encode(media, model.core.embedding.weight.dtype)
+        loss = step._loss(model, drawn).loss_sum
+        gradients.append(torch.autograd.grad(loss, modality.adapter.predictor.heads[0].weight)[0])
+    handle.remove()
+    assert seen == [getattr(torch, dtype)] * 2 + [torch.float32] * 2
+    assert gradients[0].dtype == torch.float32
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[1].norm()

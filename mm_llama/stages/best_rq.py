@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mm_llama.batch import Batch
 from mm_llama.data.augment import hide, span_mask, wholly_hidden
 from mm_llama.model import MultimodalLlama
+from mm_llama.splice import computing_in
 from mm_llama.stages.steps import StepOutput
 
 KIND = "speech"
@@ -118,9 +119,10 @@ class PredictCodes:
         lengths_B = encoder.num_frames(drawn.lengths_B)
         codes_BTC = adapter.quantizer(encoder.stacked(drawn.mels_BAn), lengths_B)
         seen_BAn = hide(drawn.mels_BAn, drawn.hidden_BA, std=self.noise, generator=generator)
-        frames_BTE = encoder(seen_BAn.to(encoder.projection.weight.dtype), drawn.lengths_B)
-        at_BT = drawn.predicted_BT
-        loss, right_C = adapter.predictor(frames_BTE[at_BT], codes_BTC[at_BT])
+        at_BT, weight = drawn.predicted_BT, encoder.projection.weight
+        with computing_in(model.core.embedding.weight.dtype, weight):
+            frames_BTE = encoder(seen_BAn.to(weight.dtype), drawn.lengths_B)
+            loss, right_C = adapter.predictor(frames_BTE[at_BT], codes_BTC[at_BT])
         num = int(at_BT.sum())
         real = int(drawn.lengths_B.sum())
         return StepOutput(
