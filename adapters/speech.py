@@ -71,6 +71,17 @@ class Heard:
         value, piece = scores_MFP.detach().max(-1)
         return torch.where(blank_MF.detach() >= value.float(), 0, piece + 1)
 
+    def best_pieces(self) -> list[list[tuple[int, int, int]]]:
+        """Return (piece, first frame, end frame) of each run of frames that hears one, by recording.
+
+        Raises ValueError for an adapter without a readout.
+        """
+        best_MF = self.best().cpu()
+        return [
+            [(piece - 1, first, end) for piece, first, end in runs(best_F[:count]) if piece]
+            for best_F, count in zip(best_MF, self.lengths_M.tolist(), strict=True)
+        ]
+
 
 class SpeechAdapter(nn.Module):
     """Features float[T, E] of recordings to embeddings float[n, D]; `stack` encoder frames are laid side by side first.
@@ -257,11 +268,7 @@ class SpeechAdapter(nn.Module):
 
         Raises ValueError for an adapter without a readout.
         """
-        best_MF = heard.best().cpu()
-        return [
-            [(piece - 1, first, end) for piece, first, end in runs(best_F[:count]) if piece]
-            for best_F, count in zip(best_MF, heard.lengths_M.tolist(), strict=True)
-        ]
+        return heard.best_pieces()
 
 
 def runs(best_F: Tensor) -> list[tuple[int, int, int]]:

@@ -268,6 +268,38 @@ def test_pretraining_hands_its_encoder_on(recordings: Path, rows: Path) -> None:
     assert state["encoders"]["speech"] == model.modality["speech"].encoder.digest
 
 
+def test_letters_are_read_by_a_pretrained_encoder(recordings: Path, rows: Path) -> None:
+    sizes = [
+        f"modality.speech.encoder.{key}"
+        for key in ("width=16", "num_layers=1", "num_heads=2", "ffn_width=24")
+    ]
+    first = run(
+        "stage=speech_pretrain",
+        *tiny(rows, "modality/speech=best_rq_small", *sizes, "name=heard", "stage.num_steps=2"),
+    )
+    result = run(
+        "stage=speech_readout",
+        *tiny(
+            rows,
+            "modality/speech=conformer_letters",
+            *sizes,
+            "stage.train=[modality.speech.encoder,modality.speech.adapter]",
+            "stage.step.hide=0.0",
+            f"stage.init={{speech.encoder: {first.run_dir}}}",
+            f"data.eval=[{{_target_: mm_llama.data.sources.JsonlChat, path: {rows}}}]",
+            "stage.eval_every=2",
+        ),
+    )
+    # "tone 4" has five letters and a space; a frame of 40 ms is more than enough for them in half a second.
+    assert 1 < result.final["eval.readout_loss"] < 30 and 0 <= result.final["eval.piece_errors"] <= 3
+    summary = json.loads((result.run_dir / "summary.json").read_text("utf-8"))
+    before = {row["group"]: row["before"] for row in summary["freeze"]}
+    after = json.loads((first.run_dir / "summary.json").read_text("utf-8"))["freeze"]
+    assert before["modality.speech.encoder"] == next(
+        row["after"] for row in after if row["group"] == "modality.speech.encoder"
+    )
+
+
 def test_pretraining_resumed_is_pretraining_uninterrupted(recordings: Path) -> None:
     def go(name: str, *more: str) -> list[float]:
         common = [

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from mm_llama.batch import Batch, Media
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.pieces import Pieces, respelled
+from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.augment import spec_augment
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.steps import StepOutput, count_targets, cross_entropy, predicting, states
@@ -40,7 +41,7 @@ class Copy:
         if noise < 0 or not 0 <= whole <= 1:
             raise ValueError(f"noise={noise} is at least 0, whole={whole} is a share from 0 to 1")
         self.noise, self.whole = noise, whole
-        self.pieces: Pieces | None = None
+        self.pieces: Pieces | Letters | None = None
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
@@ -95,7 +96,7 @@ class Readout:
         Of the log-mels where the encoder trains (SpecAugment), of its features where these are kept.
         """
         self.hide = hide
-        self.pieces: Pieces | None = None
+        self.pieces: Pieces | Letters | None = None
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
@@ -128,7 +129,7 @@ class Recognise:
 
     def __init__(self, readout_weight: float = 0.0, hide: float = 0.0) -> None:
         self.readout_weight, self.hide = readout_weight, hide
-        self.pieces: Pieces | None = None
+        self.pieces: Pieces | Letters | None = None
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
@@ -149,7 +150,7 @@ class Recognise:
         return output
 
 
-def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces:
+def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces | Letters:
     """Return the pieces that the speech adapter's readout knows. Raises ValueError when it has none."""
     if KIND not in model.modality:
         raise ValueError("this step needs a speech adapter: choose modality/speech=NAME")
@@ -158,7 +159,24 @@ def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces:
         raise ValueError(
             "this step needs the adapter's readout: set modality.speech.adapter.num_pieces, for example 4096"
         )
-    return Pieces(chat.tokenizer, num_pieces)
+    adapter = model.modality[KIND].adapter
+    return (
+        Letters(adapter, chat.tokenizer)
+        if hasattr(adapter, "letters")
+        else Pieces(chat.tokenizer, num_pieces)
+    )
+
+
+class Letters:
+    """What `Pieces` is to the core's vocabulary, for an adapter that reads letters (`adapters.letters`)."""
+
+    def __init__(self, adapter: Any, tokenizer: Tokenizer) -> None:
+        self.adapter, self.tokenizer = adapter, tokenizer
+
+    def split(self, tokens: Iterable[int]) -> list[int]:
+        """Return the letters of tokens, as places among the adapter's."""
+        found: list[int] = self.adapter.split(tokens, self.tokenizer)
+        return found
 
 
 def ctc_loss(heard: Any, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -250,13 +268,13 @@ def _recordings(batch: Batch) -> Media:
     return batch.media[KIND]
 
 
-def _transcripts(batch: Batch, pieces: Pieces | None) -> list[list[int]]:
+def _transcripts(batch: Batch, pieces: Pieces | Letters | None) -> list[list[int]]:
     _recordings(batch)
     met = _met(pieces)
     return [met.split(tokens) for tokens in batch.said(KIND)]
 
 
-def _met(pieces: Pieces | None) -> Pieces:
+def _met(pieces: Pieces | Letters | None) -> Pieces | Letters:
     if pieces is None:
         raise ValueError("the step was not told of its model and tokenizer: call `meet` first")
     return pieces
