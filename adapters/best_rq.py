@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapters.encoder_head import EncoderHead
+
 
 class RandomQuantizer(nn.Module):
     """Stacked mels to the nearest code by cosine, in each of C random codebooks; projections and codebooks never train.
@@ -99,7 +101,7 @@ def standardised(stacked_BTm: Tensor, lengths_B: Tensor | None = None) -> Tensor
     return centred / deviation.clamp_min(1e-5)
 
 
-class BestRQ(nn.Module):
+class BestRQ(EncoderHead):
     """What stands beside the encoder while it is pre-trained: the frozen quantizer and what predicts its codes."""
 
     def __init__(
@@ -114,7 +116,3 @@ class BestRQ(nn.Module):
         super().__init__()
         self.quantizer = RandomQuantizer(in_dim, num_codebooks, num_codes, code_dim, seed)
         self.predictor = CodePredictor(encoder_dim, num_codebooks, num_codes, seed)
-
-    def num_positions(self, num_frames: int) -> int:
-        """Return the number of encoder frames: nothing enters a core here, but batches are cut by it."""
-        return int(num_frames)

@@ -9,18 +9,18 @@ Shapes: M recordings, T encoder frames, E encoder width, P letters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from adapters.encoder_head import EncoderHead
 from adapters.speech import Heard, log_sum_exp
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 
 
-class LetterReadout(nn.Module):
+class LetterReadout(EncoderHead):
     """Features float[T, E] of recordings to scores of the blank and of each of `letters`, one set a frame.
 
     `stage.step=mm_llama.stages.speech.Readout` trains it: `piece_errors` are then errors of letters. The map is held
@@ -34,8 +34,7 @@ class LetterReadout(nn.Module):
             raise ValueError(f"letters={letters!r}: each lower-case letter once, at least one")
         if gain <= 0:
             raise ValueError(f"gain is {gain}, expected a factor above 0")
-        self.gain = gain
-        self.encoder_dim, self.letters, self.num_pieces = encoder_dim, letters, len(letters)
+        self.encoder_dim, self.letters, self.gain = encoder_dim, letters, gain
         self.output = nn.Linear(encoder_dim, 1 + len(letters))
         if not self.output.weight.is_meta:
             generator = torch.Generator().manual_seed(seed)
@@ -43,15 +42,6 @@ class LetterReadout(nn.Module):
                 drawn = torch.randn(self.output.weight.shape, generator=generator)
                 self.output.weight.copy_(drawn / (gain * math.sqrt(3 * encoder_dim)))
                 self.output.bias.zero_()
-
-    def num_positions(self, num_frames: int) -> int:
-        """Return the number of encoder frames: nothing enters a core here, but batches are cut by it."""
-        return int(num_frames)
-
-    def split(self, tokens: Iterable[int], tokenizer: Any) -> list[int]:
-        """Return the letters of tokens as places in `letters`, lower-cased; other characters are left out."""
-        said = tokenizer.decode(list(tokens)).lower().strip()
-        return [place for place in map(self.letters.find, said) if place >= 0]
 
     def hear(self, features: Sequence[Tensor], table_VD: Tensor | None = None) -> Heard:
         """Score recordings, each float[T, E], in float32; the core's table plays no part."""
@@ -63,7 +53,3 @@ class LetterReadout(nn.Module):
         return Heard(
             letters_MFP, lengths_M, blank_MF, letters_MFP, torch.logaddexp(log_sum_exp(letters_MFP), blank_MF)
         )
-
-    def best_pieces(self, heard: Heard) -> list[list[tuple[int, int, int]]]:
-        """Return (letter, first frame, end frame) of each run of frames that hears one, by recording."""
-        return heard.best_pieces()

@@ -226,7 +226,7 @@ class SpeechAdapter(nn.Module):
     def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
         """Return what enters the core, float[n, D] each."""
         if self.spell and self.emit == "tokens" and self.respell is not None:
-            rows = [[piece for piece, _, _ in spans] for spans in self.best_pieces(heard)]
+            rows = [[piece for piece, _, _ in spans] for spans in heard.best_pieces()]
             return self.spelled([self.respell(row) for row in rows], table_VD)
         return self._between_own(
             self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD), table_VD.dtype
@@ -254,7 +254,7 @@ class SpeechAdapter(nn.Module):
         assert heard.scores_MFP is not None and heard.normaliser_MF is not None
         pieces_PD = table_VD[: self.num_pieces]
         found = []
-        for row, spans in enumerate(self.best_pieces(heard)):
+        for row, spans in enumerate(heard.best_pieces()):
             if not spans:
                 found.append(pieces_PD.new_zeros(0, self.dim))
                 continue
@@ -262,13 +262,6 @@ class SpeechAdapter(nn.Module):
             parts = torch.stack([logs[first:end].logsumexp(0) for _, first, end in spans])
             found.append((self.sharpen * parts).softmax(-1).to(pieces_PD.dtype) @ pieces_PD)
         return found
-
-    def best_pieces(self, heard: Heard) -> list[list[tuple[int, int, int]]]:
-        """Return (piece, first frame, end frame) of each run of frames that hears one, by recording.
-
-        Raises ValueError for an adapter without a readout.
-        """
-        return heard.best_pieces()
 
 
 def runs(best_F: Tensor) -> list[tuple[int, int, int]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mm_llama.batch import Media
 from mm_llama.core.fan_out import take
-from mm_llama.splice import Inserted
+from mm_llama.splice import Inserted, computing_in
 
 END = 2**62  # an open end: to wherever the row grows
 
@@ -254,7 +254,9 @@ class CrossAttended(nn.Module):
             stacked = torch.stack([media.items[index] for index in indices])
             if parameter is not None:
                 stacked = stacked.to(parameter.dtype)
-            features.update(zip(indices, self.features(stacked, encoder).to(dtype), strict=True))
+            with computing_in(dtype, encoder):
+                encoded = self.features(stacked, encoder)
+            features.update(zip(indices, encoded.to(dtype), strict=True))
         return [features[index] for index in range(len(media.items))]
 
     def attach(

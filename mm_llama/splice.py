@@ -61,14 +61,15 @@ class Inserted:
         return hidden_BSD.flatten(0, 1).index_copy(0, where, values).view_as(hidden_BSD)
 
 
-def computing_in(dtype: torch.dtype, parameter: Tensor) -> AbstractContextManager[Any]:
+def computing_in(dtype: torch.dtype, encoder: nn.Module) -> AbstractContextManager[Any]:
     """Return the context in which an encoder that trains, held in float32, computes in the `dtype` of its core.
 
-    The adapters do so by themselves (`core.layers.Linear`). An encoder that does not train computes as it is held.
+    The adapters do so by themselves (`core.layers.Linear`). An encoder of which nothing trains computes as it is held.
     """
-    if not parameter.requires_grad or parameter.dtype != torch.float32 or dtype == torch.float32:
+    trained = next((weight for weight in encoder.parameters() if weight.requires_grad), None)
+    if trained is None or trained.dtype != torch.float32 or dtype == torch.float32:
         return nullcontext()
-    return torch.autocast(parameter.device.type, dtype=dtype)
+    return torch.autocast(trained.device.type, dtype=dtype)
 
 
 class Spliced(nn.Module):
@@ -100,7 +101,7 @@ class Spliced(nn.Module):
         encoder = self.encoder if encoder is None else encoder
         parameter = next(encoder.parameters())
         items = [item.to(parameter.dtype) for item in media.items]
-        with computing_in(dtype, parameter):
+        with computing_in(dtype, encoder):
             features = self.features(items, encoder)
         return [part.to(dtype) for part in features]
 

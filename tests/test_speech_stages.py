@@ -185,7 +185,7 @@ def test_a_loaded_model_spells_what_was_read(rows: Path) -> None:
     with torch.inference_mode():
         adapter.blank.bias.fill_(-20.0)  # every frame hears a piece
         heard = adapter.hear(features, table_VD)
-        read = [[piece for piece, _, _ in spans] for spans in adapter.best_pieces(heard)]
+        read = [[piece for piece, _, _ in spans] for spans in heard.best_pieces()]
         spelled = adapter.embeddings(heard, table_VD)
         expected = adapter.spelled([adapter.respell(row) for row in read], table_VD)
         assert all(read) and all(map(torch.equal, spelled, expected))
@@ -298,6 +298,12 @@ def test_letters_are_read_by_a_pretrained_encoder(recordings: Path, rows: Path) 
     assert before["modality.speech.encoder"] == next(
         row["after"] for row in after if row["group"] == "modality.speech.encoder"
     )
+
+
+@pytest.mark.parametrize("name", ["best_rq_tiny", "conformer_letters"])
+def test_what_has_no_embeddings_says_so(rows: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="nothing that enters a core: choose a modality/speech"):
+        run("stage=speech_sft", *tiny(rows, f"modality/speech={name}"))
 
 
 def test_pretraining_resumed_is_pretraining_uninterrupted(recordings: Path) -> None:

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     from mm_llama.eval.speech import evaluate_speech, read_asked
     from mm_llama.stage_run import prepared
 
+    search = beam_search(args.beam)
     source = source_of(args.data, args.split)
     load_media, encoded = prepared(model, source)
     result = evaluate_speech(
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         batch_size=args.batch_size,
         progress=progress,
         in_pieces=in_pieces(model, tokenizer, chat),
-        search=beam_search(args.beam),
+        search=search,
     )
     if args.out:
         result.write(args.out, args.answers or args.out.with_name(f"{args.out.stem}_answers.jsonl"))
@@ -82,7 +83,10 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         for record in result.records()[: args.show]:
             print(f"{record['id']}: {record['errors']} of {record['length']} wrong")
             print(f"  said   {record['said']}\n  heard  {record['heard']['model']}")
-        print(f"{len(result.asked):,} recordings in {result.seconds['model']:.1f} s, features cached")
+        searched = f", {result.seconds['searched']:.1f} s with the search" if search else ""
+        print(
+            f"{len(result.asked):,} recordings in {result.seconds['model']:.1f} s{searched}, features cached"
+        )
     return result.to_json()
 
 

@@ -48,6 +48,18 @@ class Pieces:
         return self._known[token]
 
 
+class Letters:
+    """What `Pieces` is for a readout over letters (`adapters.letters`): places in a string of lower-case letters."""
+
+    def __init__(self, tokenizer: Tokenizer, letters: str) -> None:
+        self.tokenizer, self.letters = tokenizer, letters
+
+    def split(self, tokens: Iterable[int]) -> list[int]:
+        """Return the letters that tokens spell, lower-cased; other characters are left out."""
+        said = self.tokenizer.decode(list(tokens)).lower().strip()
+        return [place for place in map(self.letters.find, said) if place >= 0]
+
+
 def respelled(pieces: Iterable[int], tokenizer: Tokenizer) -> list[int]:
     """Return what pieces spell in the core's own tokens, as an answer begins: without a space before it.
 

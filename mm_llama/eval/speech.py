@@ -360,9 +360,7 @@ def _readout(
         media = batch.media[KIND]
         with torch.inference_mode():
             heard = modality.adapter.hear(modality.encode(media, table_VD.dtype), table_VD)
-        read = [
-            tokenizer.decode([piece for piece, _, _ in row]) for row in modality.adapter.best_pieces(heard)
-        ]
+        read = [tokenizer.decode([piece for piece, _, _ in row]) for row in heard.best_pieces()]
         # One recording a row, as everywhere here; several rows may show one.
         by_row = dict(zip(media.rows_M.tolist(), media.items_M.tolist(), strict=True))
         texts += [read[by_row[row]].strip() for row in range(len(batch.tokens_BS))]

@@ -119,9 +119,9 @@ class PredictCodes:
         lengths_B = encoder.num_frames(drawn.lengths_B)
         codes_BTC = adapter.quantizer(encoder.stacked(drawn.mels_BAn), lengths_B)
         seen_BAn = hide(drawn.mels_BAn, drawn.hidden_BA, std=self.noise, generator=generator)
-        at_BT, weight = drawn.predicted_BT, encoder.projection.weight
-        with computing_in(model.core.embedding.weight.dtype, weight):
-            frames_BTE = encoder(seen_BAn.to(weight.dtype), drawn.lengths_B)
+        at_BT = drawn.predicted_BT
+        with computing_in(model.core.embedding.weight.dtype, encoder):
+            frames_BTE = encoder(seen_BAn.to(encoder.projection.weight.dtype), drawn.lengths_B)
             loss, right_C = adapter.predictor(frames_BTE[at_BT], codes_BTC[at_BT])
         num = int(at_BT.sum())
         real = int(drawn.lengths_B.sum())

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from mm_llama.batch import Batch, Media
 from mm_llama.core.chat import ChatFormat
-from mm_llama.core.pieces import Pieces, respelled
-from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.core.pieces import Letters, Pieces, respelled
 from mm_llama.data.augment import spec_augment
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.steps import StepOutput, count_targets, cross_entropy, predicting, states
@@ -41,7 +40,7 @@ class Copy:
         if noise < 0 or not 0 <= whole <= 1:
             raise ValueError(f"noise={noise} is at least 0, whole={whole} is a share from 0 to 1")
         self.noise, self.whole = noise, whole
-        self.pieces: Pieces | Letters | None = None
+        self.pieces: Pieces | None = None
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
@@ -100,7 +99,8 @@ class Readout:
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
-        self.pieces = pieces_of(model, chat)
+        letters = getattr(model.modality[KIND].adapter, "letters", "") if KIND in model.modality else ""
+        self.pieces = Letters(chat.tokenizer, letters) if letters else pieces_of(model, chat)
 
     def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
         """Return the loss of the pieces said in the batch's recordings."""
@@ -119,7 +119,7 @@ class Readout:
                 heard = _hear(model, batch)
             targets = _transcripts(batch, self.pieces)
             loss += float(ctc_loss(heard, targets))
-            found, count = piece_errors(model, heard, targets)
+            found, count = piece_errors(heard, targets)
             wrong, total = wrong + found, total + count
         return {"readout_loss": loss / max(1, total), "piece_errors": wrong / max(1, total)}
 
@@ -129,7 +129,7 @@ class Recognise:
 
     def __init__(self, readout_weight: float = 0.0, hide: float = 0.0) -> None:
         self.readout_weight, self.hide = readout_weight, hide
-        self.pieces: Pieces | Letters | None = None
+        self.pieces: Pieces | None = None
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
@@ -150,7 +150,7 @@ class Recognise:
         return output
 
 
-def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces | Letters:
+def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces:
     """Return the pieces that the speech adapter's readout knows. Raises ValueError when it has none."""
     if KIND not in model.modality:
         raise ValueError("this step needs a speech adapter: choose modality/speech=NAME")
@@ -159,24 +159,7 @@ def pieces_of(model: MultimodalLlama, chat: ChatFormat) -> Pieces | Letters:
         raise ValueError(
             "this step needs the adapter's readout: set modality.speech.adapter.num_pieces, for example 4096"
         )
-    adapter = model.modality[KIND].adapter
-    return (
-        Letters(adapter, chat.tokenizer)
-        if hasattr(adapter, "letters")
-        else Pieces(chat.tokenizer, num_pieces)
-    )
-
-
-class Letters:
-    """What `Pieces` is to the core's vocabulary, for an adapter that reads letters (`adapters.letters`)."""
-
-    def __init__(self, adapter: Any, tokenizer: Tokenizer) -> None:
-        self.adapter, self.tokenizer = adapter, tokenizer
-
-    def split(self, tokens: Iterable[int]) -> list[int]:
-        """Return the letters of tokens, as places among the adapter's."""
-        found: list[int] = self.adapter.split(tokens, self.tokenizer)
-        return found
+    return Pieces(chat.tokenizer, num_pieces)
 
 
 def ctc_loss(heard: Any, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -202,10 +185,10 @@ def ctc_loss(heard: Any, targets: Sequence[Sequence[int]]) -> Tensor:
     return loss_M.sum() - (added - added.detach())
 
 
-def piece_errors(model: MultimodalLlama, heard: Any, targets: Sequence[Sequence[int]]) -> tuple[int, int]:
+def piece_errors(heard: Any, targets: Sequence[Sequence[int]]) -> tuple[int, int]:
     """Return how many edits lead from the best pieces to those said, and how many were said."""
     wrong = 0
-    for spans, said in zip(model.modality[KIND].adapter.best_pieces(heard), targets, strict=True):
+    for spans, said in zip(heard.best_pieces(), targets, strict=True):
         wrong += _edits([piece for piece, _, _ in spans], list(said))
     return wrong, sum(map(len, targets))
 

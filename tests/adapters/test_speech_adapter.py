@@ -94,7 +94,7 @@ def test_tokens_come_once_a_run(table: torch.Tensor) -> None:
     ]
     adapter = make(emit="tokens", num_pieces=20)
     said = heard([0, 2, 2, 0, 2, 3, 3])
-    assert adapter.best_pieces(said) == [[(1, 1, 3), (1, 4, 5), (2, 5, 7)]]
+    assert said.best_pieces() == [[(1, 1, 3), (1, 4, 5), (2, 5, 7)]]
     (found,) = adapter.embeddings(said, table)
     torch.testing.assert_close(found[2:-3], table[[1, 1, 2]])
     (nothing,) = adapter.embeddings(heard([0, 0, 0]), table)

@@ -13,6 +13,7 @@ from mm_llama.batch import Batch, Media
 from mm_llama.core.cache import KVCache
 from mm_llama.eval.greedy import answer_greedily
 from mm_llama.generation.engine import generate
+from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
 from mm_llama.splice import Spliced
 from mm_llama.stages.steps import next_token
@@ -253,3 +254,22 @@ def test_a_kind_without_an_adapter_is_named(make_model: Callable[..., Multimodal
         ValueError, match="the input holds speech, but no speech adapter is attached.*speech_sft"
     ):
         make_model().prepare(make_batch())
+
+
+@pytest.mark.parametrize("port", [Spliced, CrossAttended])
+@pytest.mark.parametrize("trains", [True, False])
+def test_an_encoder_of_which_a_part_trains_computes_in_the_cores_dtype(
+    port: type[Spliced | CrossAttended], trains: bool
+) -> None:
+    encoder = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Linear(5, 6)).requires_grad_(False)
+    encoder[1].requires_grad_(trains)
+    seen: list[torch.dtype] = []
+    encoder[1].register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    items = [torch.randn(3, 4, generator=torch.Generator().manual_seed(0))]
+    media = Media(items, torch.zeros(1).long(), torch.zeros(1).long(), torch.zeros(1).long())
+    modality = port(encoder, torch.nn.Identity())
+    for dtype in (torch.float32, torch.bfloat16):
+        (features,) = modality.encode(media, dtype)
+        assert features.dtype == dtype and features.requires_grad == trains
+        torch.testing.assert_close(features.float(), encoder(items[0]), rtol=0.03, atol=0.03)
+    assert seen[::2] == [torch.float32, torch.bfloat16 if trains else torch.float32]
