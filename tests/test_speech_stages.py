@@ -287,11 +287,15 @@ def test_letters_are_read_by_a_pretrained_encoder(recordings: Path, rows: Path) 
             "stage.step.hide=0.0",
             f"stage.init={{speech.encoder: {first.run_dir}}}",
             f"data.eval=[{{_target_: mm_llama.data.sources.JsonlChat, path: {rows}}}]",
-            "stage.eval_every=2",
+            "stage.num_steps=25",
+            "stage.eval_every=25",
+            "optim.lr=1e-2",
         ),
     )
-    # "tone 4" has five letters and a space; a frame of 40 ms is more than enough for them in half a second.
-    assert 1 < result.final["eval.readout_loss"] < 30 and 0 <= result.final["eval.piece_errors"] <= 3
+    lines = (result.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+    # All say "tone" and a space: that much is learned at once, if letters are what is learned.
+    assert result.final["eval.readout_loss"] < 0.5 * json.loads(lines[0])["loss"]
+    assert result.final["eval.piece_errors"] < 0.7
     summary = json.loads((result.run_dir / "summary.json").read_text("utf-8"))
     before = {row["group"]: row["before"] for row in summary["freeze"]}
     after = json.loads((first.run_dir / "summary.json").read_text("utf-8"))["freeze"]
