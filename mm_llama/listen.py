@@ -15,8 +15,9 @@ from torch import Tensor
 from mm_llama.assistant import Assistant
 from mm_llama.core.chat import MediaPart, Message, Text
 from mm_llama.data.languages import language_named, repeat_prompt, translate_prompt
-from mm_llama.data.pauses import Cutter, Piece
+from mm_llama.data.pauses import Cutter, Piece, cut
 from mm_llama.data.sound import RATE, sound_blocks
+from mm_llama.data.voice_activity import VoiceActivity
 from mm_llama.transcript import Segment, Transcript
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ class Listener:
         language: str = "English",
         task: str = "transcribe",
         search: BeamSearch | None = None,
+        voice_activity: str | Path | None = None,
     ) -> None:
         """`task` is transcribe or translate; `language` is that of the text. Raises ValueError for others.
 
-        With `search` the readout and the core choose together what was said.
+        With `search` the readout and the core choose together what was said. `voice_activity` is the folder of a
+        network that tells speech from noise (the asset `silero_vad`); without it loudness does.
         """
         if "speech" not in assistant.model.modality:
             from mm_llama.model import no_adapter
@@ -48,7 +51,7 @@ class Listener:
         prompts = {"transcribe": repeat_prompt, "translate": translate_prompt}
         if task not in prompts:
             raise ValueError(f"a task of listening is {' or '.join(prompts)}, not {task!r}")
-        self.assistant, self.search = assistant, search
+        self.assistant, self.search, self.voice_activity = assistant, search, voice_activity
         if search is not None and not assistant.model.modality["speech"].adapter.num_pieces:
             raise ValueError("only an adapter with a readout can be searched, and this one has none")
         self.language = language_named(language)
@@ -90,9 +93,12 @@ class Listener:
         heard = MediaPart("speech", (samples, RATE))
         return [Message("system", (Text(self.system),)), Message("user", (heard,))]
 
+    def _voice(self) -> VoiceActivity | None:
+        return VoiceActivity(self.voice_activity) if self.voice_activity else None
+
     def segments(self, blocks: Iterable[Tensor], batch_size: int = 8) -> Iterator[Segment]:
         """Yield what is said in a recording that comes in blocks of 16 kHz samples, as soon as a batch is full."""
-        for batch in _batches(_pieces(blocks), batch_size):
+        for batch in _batches(cut(blocks, MAX_SECONDS, self._voice()), batch_size):
             for piece, text in zip(batch, self.texts(batch), strict=True):
                 if not piece.silent:
                     yield Segment(piece.start, piece.end, text)
@@ -125,7 +131,7 @@ class Listener:
         After each `every` seconds of an unfinished piece comes what it says so far, which may still change; the final
         segments are those of `segments`.
         """
-        cutter, since = Cutter(MAX_SECONDS), 0
+        cutter, since = Cutter(MAX_SECONDS, voice=self._voice()), 0
         for block in blocks:
             since += len(block)
             for piece in cutter.push(block):
@@ -139,13 +145,6 @@ class Listener:
         for piece in cutter.finish():
             if not piece.silent:
                 yield Segment(piece.start, piece.end, self.texts([piece])[0]), True
-
-
-def _pieces(blocks: Iterable[Tensor]) -> Iterator[Piece]:
-    cutter = Cutter(MAX_SECONDS)
-    for block in blocks:
-        yield from cutter.push(block)
-    yield from cutter.finish()
 
 
 def _batches(pieces: Iterable[Piece], size: int) -> Iterator[list[Piece]]:

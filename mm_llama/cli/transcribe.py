@@ -58,7 +58,12 @@ def _run(argv: list[str], task: str) -> int:
     from mm_llama.listen import Listener
 
     assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    listener = Listener(assistant, language, task, search=beam_search(options.beam))
+    network = None
+    if options.vad == "silero":
+        from mm_llama.assets import asset
+
+        network = asset("silero_vad")
+    listener = Listener(assistant, language, task, search=beam_search(options.beam), voice_activity=network)
     if options.files == ["-"]:
         return _stream(listener, options, form)
     whole = [_file(listener, file, form, many=len(options.files) > 1) for file in options.files]
@@ -156,6 +161,12 @@ def _parser(task: str) -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="let readout and core search what was said among N readings: fewer errors, slower (default: no search)",
+    )
+    add(
+        "--vad",
+        choices=("loudness", "silero"),
+        default="loudness",
+        help="what tells speech from pauses: loudness, or a network where noise is loud (default: %(default)s)",
     )
     add("--core", default="smollm2_135m", help="a name of conf/core, or a path (default: %(default)s)")
     add("--adapter", action="append", metavar="RUN", help=f"a finished run (default: {DEFAULT_ADAPTER})")

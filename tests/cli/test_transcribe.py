@@ -113,6 +113,18 @@ def test_silence_is_told(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert printed.out == "\n" and "nothing was heard in" in printed.err and "(3.0 s)" in printed.err
 
 
+@pytest.mark.usefixtures("asset_dir")
+def test_a_network_hears_nothing_in_noise(
+    adapter: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--core", "tiny", "--adapter", adapter, "--json")
+    assert run("transcribe", recording, *common) == 0
+    assert len(json.loads(capsys.readouterr().out)["segments"]) == 2
+    assert run("transcribe", recording, *common, "--vad", "silero") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["segments"] == [] and "nothing was heard in" in printed.err
+
+
 def test_translation_asks_with_its_own_prompt(
     adapter: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
