@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -37,10 +38,19 @@ TARGETS = ("encoders.", "adapters.", "mm_llama.", "torch.nn.", "torch.optim.", "
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose one root config of the package as `mm-llama` would, without starting a job."""
+    """Compose one root config of the package as `mm-llama` would, without starting a job, or inside of one."""
     schema.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+    state = GlobalHydra.instance()
+    outer = state.hydra  # of the job that asks, where a source of its data loads a core of its own
+    state.clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    finally:
+        if outer is not None:
+            state = GlobalHydra.instance()
+            state.clear()
+            state.initialize(outer)
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from mm_llama.build import build, check_targets, compose_config, core_config, resolve
@@ -101,6 +103,18 @@ def test_the_papers_own_tower_has_the_papers_size(kind: str) -> None:
     # With eight gated layers and the projection; the release's 850M count its tables of every tile too.
     assert counts[""] + adapter.projection.weight.numel() == pytest.approx(850e6, rel=0.04)
     assert 4 * encoder.tokens_per_tile == 2308 and encoder.dim == 7680
+
+
+def test_a_job_may_compose_another_config() -> None:
+    """A source of a stage's data may load a core of its own, inside of `mm-llama train`."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert compose_config("train", ["core=tiny", "stage=none"]).core
+        assert GlobalHydra.instance().hydra is outer
+        with pytest.raises(Exception, match="nonesuch"):
+            compose_config("train", ["core=nonesuch", "stage=none"])
+        assert GlobalHydra.instance().hydra is outer
+    assert not GlobalHydra.instance().is_initialized()
 
 
 @pytest.mark.parametrize("name", choices("experiment"))

@@ -21,7 +21,7 @@ from mm_llama.paths import conf_dir
 
 _HELP = """usage: mm-llama train stage=NAME [KEY=VALUE ...] [-m] [--cfg job] [--config-dir DIR]
 
-  stage=image_pretrain | image_sft      which stage (conf/stage)
+  stage=NAME                            which stage (conf/stage)
   experiment=NAME                       a recorded experiment (conf/experiment)
   core=NAME  modality/image=NAME  data=NAME  optim=NAME
   name=RUN                              the run's folder is runs/RUN; the same command again continues it
