@@ -51,7 +51,7 @@ def modalities_of_runs(
             raise ValueError(
                 f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
             )
-        _check_beside(run, name, start)
+        _check_start(run, name, start, "beside")
         parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
         runs[:0] = [*_parts_before(start), (start, "")]
     parts = sources | parts
@@ -59,16 +59,20 @@ def modalities_of_runs(
     return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
 
 
-def _check_beside(run: Path, name: str, start: Path) -> None:
-    """Raise ValueError where the run beside which another was trained has been trained anew since."""
+def _check_start(run: Path, name: str, start: Path, how: str) -> None:
+    """Raise ValueError where the run beside or after which another was trained has been trained anew since."""
     from mm_llama.stages.checkpoint import find_checkpoint, read_state
 
     *before, _ = read_state(find_checkpoint(run))["lineage"]
     found = read_state(find_checkpoint(start))["lineage"][-1]["adapter"]
     if before and found not in {entry["adapter"] for entry in before}:
+        remedy = {
+            "beside": f"give the {name} run to attach as well, the one that it was trained beside if it is still there",
+            "after": "put the one that it was trained after there, or train this one again",
+        }[how]
         raise ValueError(
-            f"{run} was trained beside the {name} adapter of {start}, but that folder holds another one now, {found}: "
-            f"give the {name} run to attach as well, the one that it was trained beside if it is still there"
+            f"{run} was trained {how} the {name} adapter of {start}, but that folder holds another one now, {found}: "
+            f"{remedy}"
         )
 
 
@@ -96,6 +100,7 @@ def _parts_before(run: Path) -> list[tuple[Path, str]]:
                 raise ValueError(
                     f"{run} trained a part of the {name} adapter of {start}, which is not there: put that run beside it"
                 )
+            _check_start(run, name, before, "after")
             found += [*_parts_before(before), (before, "")]
     return found
 

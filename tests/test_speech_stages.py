@@ -147,6 +147,12 @@ def test_what_trained_a_part_brings_the_rest_along(rows: Path) -> None:
     (moved / readout.run_dir.name).rename(moved / "gone")
     with pytest.raises(ValueError, match="trained a part of the speech adapter of .* put that run beside it"):
         load("tiny", [moved / copy.run_dir.name], dtype="float32")
+    # Another training in its place is not what the part was trained after.
+    run("stage=speech_readout", *tiny(rows, *READOUT, "optim.lr=0.02")).run_dir.rename(
+        moved / readout.run_dir.name
+    )
+    with pytest.raises(ValueError, match="trained after the speech adapter of .* holds another one now"):
+        load("tiny", [moved / copy.run_dir.name], dtype="float32")
 
 
 def test_a_stage_puts_a_source_around_its_training_rows(rows: Path) -> None:

@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     tasks = parser.add_subparsers(dest="task", required=True)
     vqa = tasks.add_parser("vqa", help="questions about pictures, beside the majority and beside no picture")
     vqa.add_argument(
-        "--data", default="easy_vqa", help="easy_vqa, or a JSONL chat file (default: %(default)s)"
+        "--data",
+        default="easy_vqa",
+        help="easy_vqa, spoken_easy_vqa (asked aloud), or a JSONL chat file (default: %(default)s)",
     )
     vqa.add_argument("--split", default="test", help="of easy_vqa: test or holdout (default: %(default)s)")
     vqa.add_argument("--train", help="JSONL chat file whose commonest answers are the majority baseline")

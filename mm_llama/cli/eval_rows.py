@@ -11,21 +11,34 @@ from mm_llama.released.detect import is_vision
 if TYPE_CHECKING:
     from mm_llama.data.sources import Source
 
+SPOKEN = "spoken_easy_vqa"  # questions of easy-VQA asked aloud, by a picture and a speech adapter together
+
 
 def source_of(data: str, adapters: Sequence[Path], split: str) -> Source:
     """The rows to ask: a recipe's split, with the prompt that the adapter was trained with, or a file."""
-    from mm_llama.data import recipes
+    from mm_llama.data import recipes, speech_recipes
     from mm_llama.data.sources import JsonlChat
 
     named: dict[str, tuple[str, Any]] = {
         "easy_vqa": ("easy_vqa", recipes.easy_vqa),
         "tuxpaint": ("tuxpaint_stamps", recipes.tuxpaint),
     }
-    if data not in named:
-        return JsonlChat(data)
     from mm_llama.assets import asset
     from mm_llama.paths import cache_dir
 
+    if data == SPOKEN:
+        pictures = "easy_vqa"
+        spoken: Source = speech_recipes.spoken_easy_vqa(
+            asset(pictures),
+            asset("hibari_tts"),
+            cache_dir() / "data" / SPOKEN,
+            cache_dir() / "data" / pictures,
+            split,
+            **_trained_with(adapters, pictures),
+        )
+        return spoken
+    if data not in named:
+        return JsonlChat(data)
     package, recipe = named[data]
     source: Source = recipe(
         asset(package), cache_dir() / "data" / data, split, **_trained_with(adapters, data)
