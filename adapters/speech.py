@@ -71,6 +71,10 @@ class Heard:
         value, piece = scores_MFP.detach().max(-1)
         return torch.where(blank_MF.detach() >= value.float(), 0, piece + 1)
 
+    def spelled(self, respell: Callable[[list[int]], list[int]]) -> list[list[int]]:
+        """Return the likeliest pieces of each recording as what `respell` makes of them."""
+        return [respell([piece for piece, _, _ in spans]) for spans in self.best_pieces()]
+
     def best_pieces(self) -> list[list[tuple[int, int, int]]]:
         """Return (piece, first frame, end frame) of each run of frames that hears one, by recording.
 
@@ -131,9 +135,10 @@ class SpeechAdapter(nn.Module):
         if sharpen <= 0:
             raise ValueError(f"sharpen is {sharpen}, expected a power above 0")
         self.emit, self.num_pieces, self.sharpen = emit, num_pieces, sharpen
-        # Whoever has a tokenizer at hand sets what spells pieces in own tokens (`mm_llama.build.load_model`).
+        # Whoever has a tokenizer at hand sets what reads recordings in the core's own tokens: the likeliest pieces
+        # (`mm_llama.build.load_model`), or a search (`mm_llama.generation.beam.listen_by`).
         self.spell = spell
-        self.respell: Callable[[Sequence[int]], list[int]] | None = None
+        self.read: Callable[[Heard], list[list[int]]] | None = None
         self.norm = RMSNorm(encoder_dim * stack, norm_eps)
         self.convolution = nn.Conv1d(encoder_dim * stack, width, kernel, stride, padding=kernel // 2)
         self.layers: Any = nn.ModuleList(
@@ -225,9 +230,8 @@ class SpeechAdapter(nn.Module):
 
     def embeddings(self, heard: Heard, table_VD: Tensor) -> list[Tensor]:
         """Return what enters the core, float[n, D] each."""
-        if self.spell and self.emit == "tokens" and self.respell is not None:
-            rows = [[piece for piece, _, _ in spans] for spans in heard.best_pieces()]
-            return self.spelled([self.respell(row) for row in rows], table_VD)
+        if self.read is not None:
+            return self.spelled(self.read(heard), table_VD)
         return self._between_own(
             self._frames(heard) if self.emit == "frames" else self._tokens(heard, table_VD), table_VD.dtype
         )

@@ -25,11 +25,14 @@ def load(
     dtype: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
+    beam: int = 0,
 ) -> Assistant:
     """Load a core (a name of conf/core or a checkpoint's path) and attach trained adapters (run folders).
 
     `dtype` "auto" is bfloat16 where the device computes in it, else float32. `threads` sets torch's number of
-    threads for the whole process. Raises ValueError for an adapter of another core, naming both digests.
+    threads for the whole process. With `beam` > 0 what recordings say is searched among so many readings
+    (`mm_llama.generation.beam`). Raises ValueError for an adapter of another core, naming both digests, and for a
+    search where no readout is attached.
     """
     if isinstance(adapters, str | Path):
         adapters = [adapters]
@@ -50,6 +53,10 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     model, tokenizer, chat_format = load_model(str(core), adapters, choose_dtype(dtype, device), device)
+    if beam:
+        from mm_llama.generation.beam import BeamSearch, listen_by
+
+        listen_by(BeamSearch(beam), model, tokenizer)
     return Assistant(model, tokenizer, chat_format)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -333,8 +334,9 @@ def load_model(
         load_adapter(model, run, prefix=prefix)
     for modality in model.modality.values():
         adapter: Any = getattr(modality, "adapter", None)
-        if getattr(adapter, "spell", False):
-            adapter.respell = partial(respelled, tokenizer=loaded.tokenizer)
+        if getattr(adapter, "spell", False) and adapter.emit == "tokens":
+            spell = partial(respelled, tokenizer=loaded.tokenizer)
+            adapter.read = methodcaller("spelled", spell)
         # Inference computes in one dtype; float32 masters are only needed where something trains.
         modality.to(dtype)
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)

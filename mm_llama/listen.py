@@ -53,7 +53,7 @@ class Listener:
             raise ValueError(f"a task of listening is {' or '.join(prompts)}, not {task!r}")
         self.assistant, self.search, self.voice_activity = assistant, search, voice_activity
         if search is not None and not assistant.model.modality["speech"].adapter.num_pieces:
-            raise ValueError("only an adapter with a readout can be searched, and this one has none")
+            raise ValueError("only a speech adapter with a readout can be searched, and this one has none")
         self.language = language_named(language)
         self.system = prompts[task](language)
 

@@ -14,6 +14,7 @@ import torch
 
 from mm_llama.assistant import load
 from mm_llama.build import build, check_targets, compose_config, resolve
+from mm_llama.core.pieces import respelled
 from mm_llama.data.recordings import Recordings
 from mm_llama.data.spoken_rows import dialogue, recognition, write_rows
 from mm_llama.paths import conf_dir
@@ -184,7 +185,8 @@ def test_what_nothing_reaches_is_named_early(rows: Path, capsys: pytest.CaptureF
 
 def test_a_loaded_model_spells_what_was_read(rows: Path) -> None:
     result = run("stage=speech_readout", *tiny(rows, *READOUT, "modality.speech.adapter.spell=true"))
-    adapter = load("tiny", [result.run_dir], dtype="float32").model.modality["speech"].adapter
+    loaded = load("tiny", [result.run_dir], dtype="float32")
+    adapter = loaded.model.modality["speech"].adapter
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(30, adapter.encoder_dim, generator=generator) for _ in range(2)]
     table_VD = torch.randn(300, adapter.dim, generator=generator)
@@ -193,9 +195,9 @@ def test_a_loaded_model_spells_what_was_read(rows: Path) -> None:
         heard = adapter.hear(features, table_VD)
         read = [[piece for piece, _, _ in spans] for spans in heard.best_pieces()]
         spelled = adapter.embeddings(heard, table_VD)
-        expected = adapter.spelled([adapter.respell(row) for row in read], table_VD)
+        expected = adapter.spelled([respelled(row, loaded.tokenizer) for row in read], table_VD)
         assert all(read) and all(map(torch.equal, spelled, expected))
-        adapter.spell = False
+        adapter.read = None
         means = adapter.embeddings(heard, table_VD)
     assert not any(
         one.shape == other.shape and torch.equal(one, other)

@@ -51,6 +51,10 @@ def main(argv: list[str]) -> int:
     adapters = _adapters(options.adapter, media, options.core)
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
+    if options.beam < 0:
+        raise ValueError(f"--beam is {options.beam}, expected a number of readings, or 0 for no search")
+    if options.beam and not any(medium.kind == "speech" for medium in media):
+        raise ValueError(f"--beam {options.beam} searches what a recording says, and no recording was given")
 
     if sys.stderr.isatty():
         print(f"loading {options.core} ...", file=sys.stderr)
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> int:
     from mm_llama.generation.sampling import Sampling
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
+    assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads, beam=options.beam)
     loaded = time.perf_counter()
     for medium in media:
         if medium.has_sound:
@@ -132,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="folder of a finished run; may be repeated "
         f"(default: {', '.join(str(run) for run in DEFAULT_ADAPTERS.values())}, as far as the files need them)",
+    )
+    add(
+        "--beam",
+        type=int,
+        default=0,
+        metavar="N",
+        help="search what a recording says among N readings: fewer errors, slower (default: no search)",
     )
     add("--system", metavar="TEXT", help="a system message before the question")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")

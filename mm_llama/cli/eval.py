@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     vqa.add_argument("--no-baselines", action="store_true", help="leave out no_picture and wrong_picture")
     vqa.add_argument("--batch-size", type=int, default=64)
     vqa.add_argument(
+        "--beam",
+        type=int,
+        default=0,
+        metavar="N",
+        help="search what is asked aloud among N readings (default: no search)",
+    )
+    vqa.add_argument(
         "--answers", type=Path, metavar="FILE", help="every answer as JSONL (default: beside --out)"
     )
     clips = tasks.add_parser("clips", help="questions about clips, beside one frame and other clips")
@@ -133,7 +140,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _vqa(args: argparse.Namespace) -> dict[str, Any]:
     _needs_adapter(args)
+    search = eval_speech.beam_search(args.beam)
     model, tokenizer, chat = _load(args)
+    if search:
+        from mm_llama.generation.beam import listen_by
+
+        listen_by(search, model, tokenizer)
     from mm_llama.eval.vqa import evaluate_vqa, read_questions
     from mm_llama.eval.vqa_result import write_text
     from mm_llama.stage_run import MediaReader

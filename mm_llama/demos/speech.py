@@ -23,6 +23,7 @@ NAMES = {
     "aloud": "questions about pictures asked aloud",
 }
 ALOUD = 600  # questions about pictures that are asked both in writing and aloud
+BEAM = 32  # readings among which the readout and the core search what was asked
 
 
 def voices(say: Callable[[str], None]) -> str:
@@ -96,29 +97,24 @@ def listen(demo: Demo, run: Path, data: str, say: Callable[[str], None]) -> None
 def ask_aloud(demo: Demo, image: Path, speech: Path, limit: int, say: Callable[[str], None]) -> None:
     """Ask questions about pictures in writing and aloud, of the two adapters that were trained apart."""
     number = min(limit, ALOUD) if limit else ALOUD
-    if demo._done("aloud", speech, number):
+    option = f"{number} questions, {BEAM} readings"
+    if demo._done("aloud", speech, option):
         return
-    from mm_llama.assets import asset
     from mm_llama.build import load_model
-    from mm_llama.data import recipes, speech_recipes
-    from mm_llama.demos.demo import _easy_vqa, _write
+    from mm_llama.cli.eval_rows import SPOKEN, source_of
+    from mm_llama.demos.demo import _write
     from mm_llama.dtypes import choose_dtype
     from mm_llama.eval.vqa import evaluate_vqa, read_questions
-    from mm_llama.paths import cache_dir
+    from mm_llama.generation.beam import BeamSearch, listen_by
     from mm_llama.stage_run import prepared
 
     say("asking about pictures aloud: the image and the speech adapter meet for the first time")
     began = time.perf_counter()
     model, tokenizer, chat = load_model("smollm2_135m", [image, speech], choose_dtype("auto"))
-    root, folder = _easy_vqa()
-    sides = {
-        "typed": recipes.easy_vqa(root, folder, "test"),
-        "spoken": speech_recipes.spoken_easy_vqa(
-            root, asset("hibari_tts"), cache_dir() / "data" / "spoken_easy_vqa", folder, "test"
-        ),
-    }
-    found: dict[str, Any] = {}
-    for side, source in sides.items():
+    listen_by(BeamSearch(BEAM), model, tokenizer)
+    found: dict[str, Any] = {"beam": BEAM}
+    for side, data in {"typed": "easy_vqa", "spoken": SPOKEN}.items():
+        source = source_of(data, [image, speech], "test")
         load_media, encoded = prepared(model, source)
         result = evaluate_vqa(
             model,
@@ -138,7 +134,7 @@ def ask_aloud(demo: Demo, image: Path, speech: Path, limit: int, say: Callable[[
         else {}
     )
     _write(demo.out / "speech.json", known | {"aloud": found})
-    demo._keep("aloud", speech, time.perf_counter() - began, f"{found['total']} questions, twice", number)
+    demo._keep("aloud", speech, time.perf_counter() - began, f"{found['total']} questions, twice", option)
 
 
 def score(path: Path) -> str:

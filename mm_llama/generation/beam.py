@@ -66,10 +66,13 @@ class BeamSearch:
         modality, table_VD = model.modality[KIND], model.core.embedding.weight
         with torch.inference_mode():
             heard = modality.adapter.hear(modality.encode(batch.media[KIND], table_VD.dtype), table_VD)
-            fluency = Fluency(model.core, tokenizer, self.context)
-            found = [self.best(logs_FP, fluency) for logs_FP in heard.log_probabilities()]
-            tokens = [respelled(reading, tokenizer) for reading in found]
+            tokens = self.read(heard.log_probabilities(), model.core, tokenizer)
             return {KIND: modality.adapter.spelled(tokens, table_VD)}
+
+    def read(self, logs: Sequence[Tensor], core: Llama, tokenizer: Tokenizer) -> list[list[int]]:
+        """Return what is found in each recording, in the core's own tokens; `logs` are float[F, 1 + P] each."""
+        fluency = Fluency(core, tokenizer, self.context)
+        return [respelled(self.best(logs_FP, fluency), tokenizer) for logs_FP in logs]
 
     def best(self, logs_FP: Tensor, fluency: Fluency) -> Pieces:
         """Return the best reading of one recording; float[F, 1 + P] are log-probabilities, the blank's first."""
@@ -129,6 +132,18 @@ class BeamSearch:
                 else:
                     add((*reading, one), NEVER, total + log, reading)
         return found
+
+
+def listen_by(search: BeamSearch, model: MultimodalLlama, tokenizer: Tokenizer) -> None:
+    """Let a loaded model hear by `search` from now on, whatever is asked of it: recordings enter as what that finds.
+
+    Raises ValueError when there is no speech adapter, or one without a readout.
+    """
+    if KIND not in model.modality or not model.modality[KIND].adapter.num_pieces:
+        raise ValueError("only a speech adapter with a readout can be searched, and there is none here")
+    model.modality[KIND].adapter.read = lambda heard: search.read(
+        heard.log_probabilities(), model.core, tokenizer
+    )
 
 
 class Fluency:

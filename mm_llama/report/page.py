@@ -16,7 +16,7 @@ the page then says which, where it would have stood and once more in its last se
 `clips.json`, `clips_answers.jsonl`: as `mm-llama eval clips` writes them; `clips` of demo.json: real clips,
 [{path, name, shows, turns: [{question, answer, truth}]}]. Absent where a run has no clips.
 `speech.json`, `speech_answers.jsonl`: as `mm-llama eval speech` writes them, or several under `results`, each with a
-`name`; `aloud`: {total, spoken, typed}, questions about pictures asked aloud. Absent where a run heard nothing.
+`name`; `aloud`: {total, spoken, typed, beam}, questions about pictures asked aloud. Absent where a run heard nothing.
 `captions.json`: as `mm_llama.eval.pairs` writes it; its absence is no gap, for not every run has captions.
 `proof.json`: as `mm_llama.proof` returns it.
 

@@ -41,12 +41,14 @@ def speech(inputs: Inputs) -> Iterator[Markup]:
         yield from _measured(result)
     aloud = inputs.speech.get("aloud")
     if isinstance(aloud, dict):
+        beam = int(aloud.get("beam", 0))
+        searched = f" and searched among {beam} readings" if beam else ""
         yield element(
             "p",
             f"Asked aloud about a picture, with an image and a speech adapter that were trained apart, "
             f"{int(aloud['total']):,} questions are answered as in writing: ",
             element("strong", f"{100 * aloud['spoken']:.1f} %"),
-            f" right when spoken, {100 * aloud['typed']:.1f} % when typed.",
+            f" right when spoken{searched}, {100 * aloud['typed']:.1f} % when typed.",
             class_="intro",
         )
     rows = inputs.speech_answers

@@ -101,6 +101,8 @@ MISTAKES = {
     "an unknown option": (["--loud", "Hi"], "unrecognized arguments: --loud; `mm-llama ask --help` shows"),
     "a shortened option": (["--temp", "1", "Hi"], "unrecognized arguments: --temp"),
     "a word for a number": (["--seed", "one", "Hi"], "argument --seed: invalid int value: 'one'"),
+    "a search of nothing heard": (["--beam", "4", "Hi"], "--beam 4 searches what a recording says, and no"),
+    "a search among fewer than none": (["--beam", "-1", "Hi"], "--beam is -1, expected a number of readings"),
     "no new tokens": (["--max-new-tokens", "0", "Hi"], "--max-new-tokens is 0, expected at least 1"),
 }
 

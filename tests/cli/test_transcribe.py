@@ -101,7 +101,7 @@ def test_a_stream_ends_as_the_file_does(
 def test_a_search_needs_a_readout(adapter: Path, recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ("--core", "tiny", "--adapter", adapter, "--dtype", "float32")
     assert run("transcribe", recording, *common, "--beam", "4") == 2
-    assert "only an adapter with a readout can be searched" in capsys.readouterr().err
+    assert "only a speech adapter with a readout can be searched" in capsys.readouterr().err
     assert run("transcribe", recording, *common, "--beam", "-1") == 2
     assert "--beam is -1, expected a number of readings" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from adapters.speech import SpeechAdapter
 from mm_llama.batch import Batch, Media
 from mm_llama.core.llama import Llama
 from mm_llama.core.pieces import Pieces, respelled
-from mm_llama.generation.beam import BeamSearch, Fluency, Tree
+from mm_llama.generation.beam import BeamSearch, Fluency, Tree, listen_by
 from mm_llama.generation.engine import generate
 from mm_llama.model import MultimodalLlama
 from mm_llama.splice import Spliced
@@ -199,6 +199,13 @@ def test_generation_goes_on_from_what_was_searched(core: Llama, tokenizer: Bytes
     assert [row.tokens for row in plain] != [row.tokens for row in given]
     text = Batch(batch.tokens_BS, batch.lengths_B)
     assert search.embeddings(model, text, tokenizer) == {}
+    # A model that listens by a search needs no embeddings from without.
+    listen_by(search, model, tokenizer)
+    assert [row.tokens for row in generate(model, batch, max_new_tokens=4)] == [row.tokens for row in given]
+    mute = SpeechAdapter(8, 48, width=16, num_heads=2, ffn_width=16)
+    for modalities in ({}, {"speech": Spliced(torch.nn.Identity(), mute)}):
+        with pytest.raises(ValueError, match="only a speech adapter with a readout can be searched"):
+            listen_by(search, MultimodalLlama(core, modalities), tokenizer)
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:

@@ -81,9 +81,10 @@ def test_several_sets_and_questions_asked_aloud(run: Path) -> None:
     one: dict[str, Any] = json.loads((run / "speech.json").read_text("utf-8"))
     both = {
         "results": [{"name": "First set", **one}, {"name": "Second set", **one}],
-        "aloud": {"total": 600, "spoken": 0.81, "typed": 0.9},
+        "aloud": {"total": 600, "spoken": 0.81, "typed": 0.9, "beam": 32},
     }
     (run / "speech.json").write_text(json.dumps(both))
     found = section(page(run))
     assert "First set" in found and "Second set" in found
     assert "81.0 %" in found and "90.0 % when typed" in found
+    assert "right when spoken and searched among 32 readings" in found
