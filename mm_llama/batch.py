@@ -5,7 +5,9 @@ Shapes: B batch, S positions, M placeholders, N media tokens, E encoder width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +43,8 @@ class Batch:
     documents_BS: Tensor | None = None  # int64, of packed rows: the document's number, -1 in the padding
     media: dict[str, Media] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)  # "file:line" of each row, or document, for messages
+    # What a row, or document, says of itself to a step that asks for more than tokens; empty where none does.
+    labels: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def positions_BS(self) -> Tensor | None:

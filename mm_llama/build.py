@@ -25,11 +25,12 @@ from mm_llama.core.pieces import respelled
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.dtypes import choose_dtype, dtype_name
 from mm_llama.modality import CrossAttended
-from mm_llama.model import MultimodalLlama
+from mm_llama.model import Modality, MultimodalLlama
 from mm_llama.paths import cache_dir, conf_dir
 from mm_llama.released.detect import is_vision
 from mm_llama.run_parts import modalities_of_runs
 from mm_llama.splice import Spliced
+from mm_llama.spoken import Spoken
 
 if TYPE_CHECKING:
     from mm_llama.core.weights import LoadedCore
@@ -218,13 +219,13 @@ def build_modalities(
     core: LlamaConfig,
     device: str = "cpu",
     released: Mapping[str, CrossAttended] | None = None,
-) -> dict[str, CrossAttended | Spliced]:
+) -> dict[str, Modality]:
     """Build every modality that the config holds; an empty one (`none`) is left out.
 
     One with `reads` uses the encoder of the modality it names, which must be there too. One with a `source` is not
     built: it is in `released`.
     """
-    modalities: dict[str, CrossAttended | Spliced] = dict(released or {})
+    modalities: dict[str, Modality] = dict(released or {})
     for name, parts in cfg.items():
         if not parts or (parts.get("source") and name in modalities):
             continue
@@ -236,18 +237,20 @@ def build_modalities(
             raise ValueError(
                 f"modality/{name} reads the {reads} encoder, but there is none: choose modality/{reads}=NAME as well"
             )
-        encoder: nn.Module | None = None if reads else build(parts["encoder"])
-        adapter: nn.Module = build(parts["adapter"])
         port = parts.get("port") or "cross_attended"
-        modality: CrossAttended | Spliced
-        if port == "spliced" and encoder is not None:
+        encoder: nn.Module | None = None if reads or port == "spoken" else build(parts["encoder"])
+        adapter: nn.Module = build(parts["adapter"])
+        modality: Modality
+        if port == "spoken" and not reads:
+            modality = Spoken(adapter, parts.get("layer") or 0)
+        elif port == "spliced" and encoder is not None:
             modality = Spliced(encoder, adapter)
         elif port == "cross_attended":
             modality = CrossAttended(encoder, adapter, reads=reads, num_frames=parts.get("num_frames") or 0)
         else:
             raise ValueError(
-                f"modality.{name}.port is {port!r}{' with reads' if reads else ''}; expected cross_attended, or "
-                "spliced with an encoder of its own"
+                f"modality.{name}.port is {port!r}{' with reads' if reads else ''}; expected cross_attended, "
+                "spliced with an encoder of its own, or spoken without one"
             )
         modalities[name] = modality.to(device)
     return modalities
@@ -337,8 +340,10 @@ def load_model(
         if getattr(adapter, "spell", False) and adapter.emit == "tokens":
             spell = partial(respelled, tokenizer=loaded.tokenizer)
             adapter.read = methodcaller("spelled", spell)
-        # Inference computes in one dtype; float32 masters are only needed where something trains.
-        modality.to(dtype)
+        # Inference computes in one dtype; float32 masters are only needed where something trains. What is spoken is
+        # small, and nothing of it enters the core.
+        if not isinstance(modality, Spoken):
+            modality.to(dtype)
     return model, loaded.tokenizer, chat_format(loaded.chat, loaded.tokenizer)
 
 

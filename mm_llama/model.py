@@ -20,12 +20,15 @@ from mm_llama.core.llama import Between, Llama
 from mm_llama.modality import CrossAttended, MediaState, Plan, plan
 from mm_llama.prefixes import Prefixes
 from mm_llama.splice import Spliced, spliced
+from mm_llama.spoken import Spoken
+
+Modality = CrossAttended | Spliced | Spoken
 
 
 class MultimodalLlama(nn.Module):
     """A core with modalities by name; parameters are `core.*` and `modality.<name>.{encoder,adapter}.*`."""
 
-    def __init__(self, core: Llama, modalities: Mapping[str, CrossAttended | Spliced] | None = None) -> None:
+    def __init__(self, core: Llama, modalities: Mapping[str, Modality] | None = None) -> None:
         super().__init__()
         self.core = core
         self.modality: Any = nn.ModuleDict(dict(modalities or {}))
@@ -87,7 +90,7 @@ class MultimodalLlama(nn.Module):
 
     def _check_kinds(self, media: Mapping[str, Media]) -> None:
         for kind in media:
-            if kind not in self.modality:
+            if kind not in self.modality or isinstance(self.modality[kind], Spoken):
                 raise ValueError(no_adapter(kind, list(self.modality)))
 
     def encoder_of(self, kind: str) -> Any:

@@ -31,6 +31,7 @@ from mm_llama.model import MultimodalLlama
 from mm_llama.paths import cache_dir
 from mm_llama.prefixes import Prefixes
 from mm_llama.splice import Spliced
+from mm_llama.spoken import Spoken
 from mm_llama.stages.loop import Evaluate, Step, train
 from mm_llama.stages.resume import load_init
 from mm_llama.stages.steps import next_token
@@ -161,6 +162,8 @@ class MediaReader:
         self.caches: dict[str, FeatureCache] = {}
         self.pixels: dict[str, Callable[[MediaRef], Tensor]] = {}
         for kind, modality in model.modality.items():
+            if isinstance(modality, Spoken):
+                continue  # it reads no media
             encoder = model.encoder_of(kind)
             self.pixels[kind] = _reader(medium_reader(model, kind))
             prefix = f"modality.{modality.reads or kind}.encoder"

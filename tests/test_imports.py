@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # package -> what it may import of ours. The longest matching key counts; `core` is mm_llama.core, and so on.
 CORE = {"mm_llama.core"}
-MODEL = {"mm_llama.batch", "mm_llama.modality", "mm_llama.model", "mm_llama.prefixes", "mm_llama.splice"}
+MODEL = {f"mm_llama.{name}" for name in ("batch", "modality", "model", "prefixes", "splice", "spoken")}
 CHAT = {"mm_llama.core.tokenizer", "mm_llama.core.chat", "mm_llama.core.messages"}
 FILES = {"mm_llama.paths", "mm_llama.assets", "mm_llama.archives"}
 ANY = {"mm_llama"}
@@ -27,11 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mm_llama.core": CORE,
     "mm_llama.batch": set(),
     "mm_llama.splice": {"mm_llama.batch"},
+    "mm_llama.spoken": CORE,
+    "mm_llama.voice": {"mm_llama.voice"},
     "mm_llama.modality": CORE | {"mm_llama.batch", "mm_llama.splice"},
     "mm_llama.prefixes": CORE | MODEL,
     "mm_llama.model": CORE | MODEL,
-    "mm_llama.data": CHAT | {"mm_llama.data", "mm_llama.batch"},
-    "mm_llama.stages": CORE | MODEL | {"mm_llama.stages", "mm_llama.data"},
+    "mm_llama.data": CHAT | {"mm_llama.data", "mm_llama.batch", "mm_llama.voice"},
+    "mm_llama.stages": CORE | MODEL | {"mm_llama.stages", "mm_llama.data", "mm_llama.voice"},
     "mm_llama.generation": CORE | MODEL | {"mm_llama.generation", "mm_llama.data"},
     "mm_llama.eval": CORE | MODEL | {"mm_llama.eval", "mm_llama.data", "mm_llama.generation"},
     "mm_llama.report": {"mm_llama.report"},
@@ -51,6 +53,8 @@ LIBRARIES: dict[str, set[str]] = {
     "mm_llama.batch": {"torch"},
     "mm_llama.modality": {"torch"},
     "mm_llama.splice": {"torch"},
+    "mm_llama.spoken": {"torch"},
+    "mm_llama.voice": {"torch", "num2words"},
     "mm_llama.model": {"torch"},
     "mm_llama.prefixes": {"torch"},
 }

@@ -39,8 +39,12 @@ def collate_packed(
         for sample in samples:
             documents_BS[row, start : start + sample.num_tokens] = number
             start, number = start + sample.num_tokens, number + 1
+    samples = [sample for row in rows for sample in row]
     return replace(
-        batch, documents_BS=documents_BS, sources=[sample.source for row in rows for sample in row]
+        batch,
+        documents_BS=documents_BS,
+        sources=[sample.source for sample in samples],
+        labels=[sample.labels for sample in samples] if any(sample.labels for sample in samples) else [],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ class MediaRef:
 
 @dataclass
 class Sample:
-    """A rendered row. `targets[i]`: token i is to be predicted."""
+    """A rendered row. `targets[i]`: token i is to be predicted. `labels` are the row's own (`extra.labels`)."""
 
     tokens: list[int]
     targets: list[bool]
     media: list[MediaRef]
     source: str
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -71,7 +72,10 @@ def make_sample(
     for placeholder in rendered.media:
         ref = _reference(placeholder.kind, placeholder.position, placeholder.source, keys, row.source)
         media.append(replace(ref, transcript=said_in(placeholder.transcript, chat.tokenizer)))
-    return Sample(list(rendered.tokens), list(rendered.targets), media, row.source)
+    labels = row.extra.get("labels", {})
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"{row.source}: 'extra.labels' must be an object, not {type(labels).__name__}")
+    return Sample(list(rendered.tokens), list(rendered.targets), media, row.source, labels)
 
 
 def said_in(transcript: str | None, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mm_llama.core.digest import digest_tensors
 from mm_llama.model import MultimodalLlama
+from mm_llama.spoken import Spoken
 from mm_llama.stages.freeze import stored_tensors, under
 
 
@@ -19,8 +20,8 @@ def identity(model: MultimodalLlama, train: tuple[str, ...]) -> dict[str, Any]:
         )
     encoders = {}
     for kind, modality in model.modality.items():
-        if modality.reads:
-            continue  # that encoder is in the table under its own modality
+        if modality.reads or isinstance(modality, Spoken):
+            continue  # that encoder is in the table under its own modality, or is the core
         encoder = modality.get_submodule("encoder")
         frozen = {
             name: tensor

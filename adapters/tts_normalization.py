@@ -1,0 +1,153 @@
+"""Text normalisation as tagging: each token of written text gets a rule (paper section 8.3).
+
+A streaming LSTM over the tokens, which looks a few of them ahead, with cross-attention to the states of the core for
+the text that has been written so far. Which state belongs to which token is known by counting characters; how far
+apart the two are is learned as a bias.
+
+Shapes: B texts, N tokens, S core positions, k features of a token, C context, D core width, W width, H heads, R rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from mm_llama.core.layers import RMSNorm
+
+
+class Normalizer(nn.Module):
+    """Hashed features int64[N, k] of tokens, and the core's states, to scores of rules float32[N, R].
+
+    `context` is how many tokens ahead a rule may depend on. Without `uses_core` no state is looked at; with `whole` the
+    LSTM reads the text backwards as well: it cannot stream, and stands as a measure beside the one that can.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_rules: int,
+        width: int = 192,
+        num_heads: int = 4,
+        num_features: int = 8192,
+        context: int = 3,
+        uses_core: bool = True,
+        whole: bool = False,
+        reach: int = 8,
+        dropout: float = 0.1,
+        norm_eps: float = 1e-5,
+        seed: int = 0,
+    ) -> None:
+        """`reach`: from so many tokens away on, a state is far."""
+        super().__init__()
+        if width % num_heads or width % 2:
+            raise ValueError(f"a width of {width} does not give {num_heads} heads, or no two directions")
+        if min(num_rules, num_features, reach) < 1 or context < 0 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"num_rules={num_rules}, num_features={num_features} and reach={reach} are at least 1, "
+                f"context={context} is not below 0, dropout={dropout} is a share below 1"
+            )
+        self.dim, self.num_rules, self.num_features = dim, num_rules, num_features
+        self.num_heads, self.context, self.uses_core, self.whole, self.reach = (
+            num_heads,
+            context,
+            uses_core,
+            whole,
+            reach,
+        )
+        self.dropout = dropout
+        self.embedding = nn.Parameter(torch.empty(num_features, width))
+        self.ahead = nn.Linear((context + 1) * width, width)
+        self.lstm = nn.LSTM(width, width // 2 if whole else width, batch_first=True, bidirectional=whole)
+        if uses_core:
+            self.states_norm = RMSNorm(dim, norm_eps)
+            self.query_norm = RMSNorm(width, norm_eps)
+            self.q = nn.Linear(width, width, bias=False)
+            self.k = nn.Linear(dim, width, bias=False)
+            self.v = nn.Linear(dim, width, bias=False)
+            self.o = nn.Linear(width, width, bias=False)
+            self.distance = nn.Parameter(torch.empty(num_heads, 2 * reach + 1))
+        self.output_norm = RMSNorm(width, norm_eps)
+        self.up = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(2 * width, num_rules)
+        if not self.embedding.is_meta:
+            self.init_weights(seed)
+
+    def init_weights(self, seed: int) -> None:
+        """Draw matrices with 1/sqrt(fan-in), embeddings with 0.1; norms are one, biases zero."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if name in ("embedding", "distance"):
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+                elif weight.ndim > 1:
+                    weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1]))
+                else:
+                    weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        states: Sequence[Tensor] | None = None,
+        owners: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return float32[N, R] of each text.
+
+        `states` are float[S, D] of each and `owners` int64[S] the token in which each of them ends; both are needed
+        with `uses_core` alone. What one text gives does not depend on the others.
+        """
+        for item in features:
+            if item.ndim != 2 or not len(item):
+                raise ValueError(
+                    f"a text's features are int64[tokens, features], but these are {list(item.shape)}"
+                )
+        lengths = [len(item) for item in features]
+        parts = [self.embedding[item].sum(1) for item in features]
+        x_BNW = pad_sequence(parts, batch_first=True)
+        # Token n is read together with those up to n + context: zeros behind the end.
+        ahead_BNW = F.pad(x_BNW, (0, 0, 0, self.context))
+        window_BNCW = ahead_BNW.unfold(1, self.context + 1, 1).transpose(2, 3)
+        x_BNW = F.dropout(F.gelu(self.ahead(window_BNCW.flatten(2))), self.dropout, self.training)
+        packed = pack_padded_sequence(x_BNW, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+        h_BNW, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        h_BNW = F.dropout(h_BNW, self.dropout, self.training)
+        if self.uses_core:
+            h_BNW = h_BNW + self._look(h_BNW, lengths, states, owners)
+        y = F.dropout(F.gelu(self.up(self.output_norm(h_BNW))), self.dropout, self.training)
+        logits_BNR = self.output(y).float()
+        return [logits[:count] for logits, count in zip(logits_BNR, lengths, strict=True)]
+
+    def _look(
+        self,
+        h_BNW: Tensor,
+        lengths: Sequence[int],
+        states: Sequence[Tensor] | None,
+        owners: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """Attend from each token to the states that end in a token up to `context` ahead of it."""
+        if states is None or owners is None or len(states) != len(lengths) or len(owners) != len(lengths):
+            raise ValueError(
+                "this normaliser looks at the core: give the states of each text, and their owners"
+            )
+        B, N, W = h_BNW.shape
+        S, H = max(len(item) for item in states), self.num_heads
+        states_BSD = pad_sequence([item.to(h_BNW.dtype) for item in states], batch_first=True)
+        # Padding stands behind every token, so nothing sees it.
+        owners_BS = pad_sequence(list(owners), batch_first=True, padding_value=N + self.context + 1)
+        apart_BNS = owners_BS[:, None] - torch.arange(N, device=h_BNW.device)[None, :, None]
+        unseen_BNS = apart_BNS > self.context
+        normed_BSD = self.states_norm(states_BSD)
+        q = self.q(self.query_norm(h_BNW)).view(B, N, H, -1).transpose(1, 2)
+        k = self.k(normed_BSD).view(B, S, H, -1).transpose(1, 2)
+        v = self.v(normed_BSD).view(B, S, H, -1).transpose(1, 2)
+        bias_HBNS = self.distance[:, apart_BNS.clamp(-self.reach, self.reach) + self.reach]
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + bias_HBNS.transpose(0, 1)
+        # A place of its own to look at, with nothing in it: the first token may have no state to see.
+        scores = F.pad(scores.masked_fill(unseen_BNS[:, None], -torch.inf), (1, 0))
+        weights = scores.softmax(-1)[..., 1:]
+        return cast(Tensor, self.o((weights @ v).transpose(1, 2).reshape(B, N, W)))

@@ -1,0 +1,125 @@
+"""Written text with the rule of each of its tokens, for the tagger of text normalisation (paper section 8.3).
+
+A row is a text as the core would write it, an empty question before it; its labels name the rules. The text is made of
+a template with drawn forms and, often, of a real sentence before or behind it. A split has templates and real sentences
+of its own: what is held out is neither a sentence nor a wording that was trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mm_llama.data.normalization_templates import TEMPLATES
+from mm_llama.data.sentences import sentences
+from mm_llama.data.sources import JsonlChat
+from mm_llama.data.spoken_rows import SPLITS, write_rows
+from mm_llama.data.written_forms import FORMS, Form
+from mm_llama.voice.rules import PLAIN
+from mm_llama.voice.written import split as split_text
+
+VERSION = 3
+# Of forms that are easily mistaken for each other more is drawn, and real sentences alone stand beside them.
+OFTEN = {
+    "cardinal": 9,
+    "roman_cardinal": 3,
+    "roman_ordinal": 3,
+    "acronym": 3,
+    "acronym_word": 3,
+} | dict.fromkeys(("digits", "year", "date", "fraction", "ratio", "time", "decimal", "version"), 6)
+SENTENCE = "sentence"
+SENTENCES_WEIGHT = 4
+_SLOT = re.compile(r"\{(\w+)\}|\[([^|\]]+)\|([A-Z_ ]+)\]")
+
+
+def normalization(
+    root: str | Path | Sequence[str | Path],
+    out: str | Path,
+    split: str = "train",
+    num_train: int = 12_000,
+    num_held_out: int = 1_000,
+    seed: int = 0,
+) -> JsonlChat:
+    """Return one split (train, holdout, test); real sentences come from the texts below `root`.
+
+    Raises ValueError for another split, or when the texts hold no sentences.
+    """
+    from mm_llama.data.recipes import _folder
+
+    roots = [root] if isinstance(root, str | Path) else list(root)
+    names = [Path(one).name for one in roots]
+    folder = _folder(out, repr([VERSION, num_train, num_held_out, seed, names]))
+    if split not in SPLITS:
+        raise ValueError(
+            f"text normalisation has no split {split!r} (data.*.split); it has {', '.join(SPLITS)}"
+        )
+    if not (folder / f"{split}.jsonl").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sentences(roots, seed)
+        if len(found) < len(SPLITS):
+            raise ValueError(f"{', '.join(map(str, roots))} hold no sentences to stand beside the templates")
+        counts = {one: num_train if one == "train" else num_held_out for one in SPLITS}
+        # By their order, which is one by hash.
+        shares = {"train": found[len(found) // 5 :], "holdout": found[: len(found) // 10]}
+        shares["test"] = found[len(found) // 10 : len(found) // 5]
+        write_rows(folder, {one: rows(one, counts[one], shares[one], seed) for one in SPLITS})
+    return JsonlChat(folder / f"{split}.jsonl")
+
+
+def templates_of(split: str) -> dict[str, list[str]]:
+    """Return the templates of a split by class."""
+    places = {"train": range(8), "holdout": (3,), "test": (7,)}[split]
+    taken = set(places) - ({3, 7} if split == "train" else set())
+    return {
+        name: [one for place, one in enumerate(all_) if place % 8 in taken]
+        for name, all_ in TEMPLATES.items()
+    }
+
+
+def rows(split: str, count: int, found: Sequence[str], seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield so many distinct rows of a split with the real sentences `found` beside its templates."""
+    random, templates = Random(f"{seed} {split}"), templates_of(split)
+    names = [*templates, SENTENCE]
+    weights = [OFTEN.get(name, 1) for name in templates] + [SENTENCES_WEIGHT]
+    seen: set[str] = set()
+    while len(seen) < count:
+        (name,) = random.choices(names, weights)
+        template = random.choice(found if name == SENTENCE else templates[name])
+        text, rules = (template, _plain(template)) if name == SENTENCE else filled(template, random)
+        beside = random.choice(found)
+        if name != SENTENCE and (side := random.randrange(3)) < 2:
+            parts = [(text, rules), (beside, _plain(beside))][:: 1 if side else -1]
+            text, rules = " ".join(part for part, _ in parts), [rule for _, part in parts for rule in part]
+        if text in seen:
+            continue
+        seen.add(text)
+        yield {
+            "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": text}],
+            "extra": {"class": name, "template": template, "labels": {"rules": " ".join(rules)}},
+        }
+
+
+def filled(template: str, random: Random) -> Form:
+    """Return a template's text with forms drawn for its slots, and the rule of each of its tokens.
+
+    A text that begins with a slot is what a sentence may begin with: it is left as it is.
+    """
+    text, rules, place = "", [], 0
+    for slot in _SLOT.finditer(template):
+        between = template[place : slot.start()]
+        form, names = FORMS[slot[1]](random) if slot[1] else (slot[2], slot[3].split())
+        text, rules, place = text + between + form, [*rules, *_plain(between), *names], slot.end()
+    rest = template[place:]
+    text, rules = text + rest, [*rules, *_plain(rest)]
+    if len(split_text(text)) != len(rules):
+        raise ValueError(
+            f"the template {template!r} gives {text!r}, whose tokens are not those of its {len(rules)} rules"
+        )
+    return text, rules
+
+
+def _plain(text: str) -> list[str]:
+    return [PLAIN] * len(split_text(text))
