@@ -40,17 +40,28 @@ class Normalizer(nn.Module):
         whole: bool = False,
         reach: int = 8,
         dropout: float = 0.1,
+        num_spelling: int = 5,
+        hide: float = 0.3,
         norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
-        """`reach`: from so many tokens away on, a state is far."""
+        """`reach`: from so many tokens away on, a state is far.
+
+        In training the first `num_spelling` features of a token, which say which word it is, are hidden with the
+        probability `hide`: else words are learned by heart, and what the core knows of others is never asked for.
+        """
         super().__init__()
         if width % num_heads or width % 2:
             raise ValueError(f"a width of {width} does not give {num_heads} heads, or no two directions")
-        if min(num_rules, num_features, reach) < 1 or context < 0 or not 0 <= dropout < 1:
+        if (
+            min(num_rules, num_features, reach) < 1
+            or context < 0
+            or not 0 <= dropout < 1
+            or not 0 <= hide < 1
+        ):
             raise ValueError(
                 f"num_rules={num_rules}, num_features={num_features} and reach={reach} are at least 1, "
-                f"context={context} is not below 0, dropout={dropout} is a share below 1"
+                f"context={context} is not below 0, dropout={dropout} and hide={hide} are shares below 1"
             )
         self.dim, self.num_rules, self.num_features = dim, num_rules, num_features
         self.num_heads, self.context, self.uses_core, self.whole, self.reach = (
@@ -60,7 +71,7 @@ class Normalizer(nn.Module):
             whole,
             reach,
         )
-        self.dropout = dropout
+        self.dropout, self.num_spelling, self.hide = dropout, num_spelling, hide
         self.embedding = nn.Parameter(torch.empty(num_features, width))
         self.ahead = nn.Linear((context + 1) * width, width)
         self.lstm = nn.LSTM(width, width // 2 if whole else width, batch_first=True, bidirectional=whole)
@@ -107,7 +118,7 @@ class Normalizer(nn.Module):
                     f"a text's features are int64[tokens, features], but these are {list(item.shape)}"
                 )
         lengths = [len(item) for item in features]
-        parts = [self.embedding[item].sum(1) for item in features]
+        parts = [self._embedded(item) for item in features]
         x_BNW = pad_sequence(parts, batch_first=True)
         # Token n is read together with those up to n + context: zeros behind the end.
         ahead_BNW = F.pad(x_BNW, (0, 0, 0, self.context))
@@ -121,6 +132,14 @@ class Normalizer(nn.Module):
         y = F.dropout(F.gelu(self.up(self.output_norm(h_BNW))), self.dropout, self.training)
         logits_BNR = self.output(y).float()
         return [logits[:count] for logits, count in zip(logits_BNR, lengths, strict=True)]
+
+    def _embedded(self, features_Nk: Tensor) -> Tensor:
+        embedded_NkW = self.embedding[features_Nk]
+        if self.training and self.hide:
+            spelled = embedded_NkW[:, : self.num_spelling]
+            kept_N11 = (torch.rand(len(spelled), 1, 1, device=spelled.device) >= self.hide).to(spelled.dtype)
+            return (spelled * kept_N11).sum(1) + embedded_NkW[:, self.num_spelling :].sum(1)
+        return embedded_NkW.sum(1)
 
     def _look(
         self,

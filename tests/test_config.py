@@ -173,13 +173,13 @@ def tiny(chats: Path, tmp_path: Path, *overrides: str) -> list[str]:
 
 
 # Video stages and annealing go on from an image run: the chains are in tests/test_video_stages.py and test_anneal.py;
-# stages of speech need recordings: tests/test_speech_stages.py.
+# stages of speech need recordings: tests/test_speech_stages.py; those of the voice: tests/test_speech_out_stages.py.
 @pytest.mark.parametrize(
     "name",
     [
         name
         for name in choices("stage")
-        if not name.startswith(("video", "image_anneal", "image_encoder", "speech"))
+        if not name.startswith(("video", "image_anneal", "image_encoder", "speech", "tts"))
     ],
 )
 def test_every_stage_takes_a_step_on_the_tiny_core(

@@ -28,14 +28,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mm_llama.batch": set(),
     "mm_llama.splice": {"mm_llama.batch"},
     "mm_llama.spoken": CORE,
-    "mm_llama.voice": {"mm_llama.voice"},
+    "mm_llama.voice": CORE | MODEL | {"mm_llama.voice"},
     "mm_llama.modality": CORE | {"mm_llama.batch", "mm_llama.splice"},
     "mm_llama.prefixes": CORE | MODEL,
     "mm_llama.model": CORE | MODEL,
     "mm_llama.data": CHAT | {"mm_llama.data", "mm_llama.batch", "mm_llama.voice"},
     "mm_llama.stages": CORE | MODEL | {"mm_llama.stages", "mm_llama.data", "mm_llama.voice"},
     "mm_llama.generation": CORE | MODEL | {"mm_llama.generation", "mm_llama.data"},
-    "mm_llama.eval": CORE | MODEL | {"mm_llama.eval", "mm_llama.data", "mm_llama.generation"},
+    "mm_llama.eval": CORE
+    | MODEL
+    | {"mm_llama.eval", "mm_llama.data", "mm_llama.generation", "mm_llama.voice"},
     "mm_llama.report": {"mm_llama.report"},
     "mm_llama.testing": CORE | {"mm_llama.testing"},
     "mm_llama.paths": set(),

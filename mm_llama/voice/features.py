@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mm_llama.voice.written import Token
 
-COUNT = 10
+SPELLING = 5  # so many of them, the first, say which word it is
 
 
 def features(tokens: Sequence[Token], num_features: int) -> Tensor:
@@ -26,10 +26,10 @@ def _of(token: Token) -> list[str]:
     return [
         lower,
         text if len(text) <= 4 else text[:1].isupper() * "upper",
-        shape[:4] + (str(len(shape)) if token.is_number else "+" * (len(shape) > 4)),
         lower[:3],
         lower[-3:],
         lower[-2:],
+        shape[:4] + (str(len(shape)) if token.is_number else "+" * (len(shape) > 4)),
         value,
         "space" if token.space else "",
         str(min(len(text), 8)),

@@ -8,7 +8,7 @@ before it ("1", ",", "234" is one number), what is SKIP says nothing. So "$12.50
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mm_llama.voice.words import ABBREVIATIONS, CURRENCIES, MONTHS, SIGNS, UNITS
@@ -129,7 +129,7 @@ def roman(text: str) -> int:
     return sum(-value if value < following else value for value, following in signed)
 
 
-def _found(table: dict[str, tuple[str, ...]], key: str, number: int = 0) -> str:
+def _found(table: Mapping[str, tuple[str, ...]], key: str, number: int = 0) -> str:
     words = table.get(key, ())
     if len(words) <= number:
         raise Unreadable(f"{key!r} is in no table")
