@@ -50,6 +50,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "soxr": "soxr",
         "av": "av",
         "onnxruntime": "onnxruntime",
+        "num2words": "num2words",
     },
     "sweep": {
         "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher",
