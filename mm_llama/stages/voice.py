@@ -1,0 +1,130 @@
+"""What the acoustic model and the vocoder learn from: recordings with their phones, lengths and pitch. No core is run.
+
+Shapes: B utterances, P phones, F frames, n mels, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mm_llama.batch import Batch
+from mm_llama.model import MultimodalLlama
+from mm_llama.stages.steps import StepOutput
+from mm_llama.voice.prosody import measured
+from mm_llama.voice.recorded import Recorded, recorded
+from mm_llama.voice.spectra import spectral_distance
+
+ACOUSTIC, VOCODER = "tts_acoustic", "tts_vocoder"
+
+
+class Acoustic:
+    """Mean distance of log-mels in one frame, of phones with the prosody that they were said with."""
+
+    def __init__(self, mel: nn.Module) -> None:
+        self.mel: Any = mel
+
+    def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
+        """Return the distance, summed over frames."""
+        found, truths = self._spoken(model, batch)
+        losses = [(one - truth).abs().mean(-1).sum() for one, truth in zip(found, truths, strict=True)]
+        return StepOutput(torch.stack(losses).sum(), sum(map(len, truths)))
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of frames."""
+        return sum(sum(labels["frames"]) for labels in _labels(batch))
+
+    def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the mean distance in one frame."""
+        total, count = 0.0, 0
+        for batch in batches:
+            with torch.inference_mode():
+                found, truths = self._spoken(model, batch)
+            total += sum(
+                float((one - truth).abs().mean(-1).sum()) for one, truth in zip(found, truths, strict=True)
+            )
+            count += sum(map(len, truths))
+        return {"mel_distance": total / max(1, count)}
+
+    def _spoken(self, model: MultimodalLlama, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        adapter = _adapter(model, ACOUSTIC)
+        utterances, truths = [], []
+        for one in _recorded(batch, self.mel):
+            mel = self.mel(one.samples)
+            utterances.append(measured(one, mel))
+            truths.append(mel)
+        return list(adapter(utterances)), truths
+
+
+class Vocode:
+    """Multi-resolution distance of spectra between recordings and what the vocoder makes of their log-mels.
+
+    Of each recording a piece of `frames` is taken at random, whose first `warm` frames and last ones, where the vocoder
+    lacks what stands around it, do not count.
+    """
+
+    def __init__(self, mel: nn.Module, frames: int = 48, warm: int = 8) -> None:
+        if not 0 <= warm < frames:
+            raise ValueError(f"warm={warm} frames of a piece of frames={frames} leave none that count")
+        self.mel: Any = mel
+        self.frames, self.warm = frames, warm
+
+    def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
+        """Return the distance, summed over recordings."""
+        adapter = _adapter(model, VOCODER)
+        hop, cold = adapter.hop, adapter.frames_ahead + adapter.size // (2 * adapter.hop)
+        mels, truths = [], []
+        for one in _recorded(batch, self.mel):
+            mel = self.mel(one.samples)
+            count = min(self.frames, len(mel))
+            start = int(torch.randint(0, len(mel) - count + 1, ()))
+            mels.append(F.pad(mel[start : start + count], (0, 0, 0, self.frames - count), value=-1.5))
+            piece = one.samples[start * hop : (start + count) * hop]
+            truths.append(F.pad(piece, (0, self.frames * hop - len(piece))))
+        inner = slice(self.warm * hop, (self.frames - cold) * hop)
+        found_BT = torch.stack(adapter(mels))[:, inner]
+        loss = spectral_distance(found_BT, torch.stack(truths)[:, inner])
+        return StepOutput(loss * len(mels), len(mels))
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of recordings."""
+        return batch.num_samples
+
+    def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the mean distance over whole recordings."""
+        adapter, found = _adapter(model, VOCODER), []
+        for batch in batches:
+            for one in _recorded(batch, self.mel):
+                with torch.inference_mode():
+                    (samples,) = adapter([self.mel(one.samples)])
+                    found.append(float(spectral_distance(samples[None], one.samples[None, : len(samples)])))
+        return {"stft_distance": sum(found) / max(1, len(found))}
+
+
+def _adapter(model: MultimodalLlama, kind: str) -> Any:
+    if kind not in model.modality:
+        raise ValueError(f"this step needs modality/{kind}=NAME, and there is none")
+    return model.modality[kind].adapter
+
+
+def _labels(batch: Batch) -> Sequence[Mapping[str, Any]]:
+    for number, source in enumerate(batch.sources):
+        known = batch.labels[number] if number < len(batch.labels) else {}
+        if missing := sorted({"phones", "frames", "f0", "audio"} - set(known)):
+            raise ValueError(
+                f"{source}: the row's labels have no {missing[0]!r}; a voice needs phones, frames, f0, audio"
+            )
+    return batch.labels
+
+
+def _recorded(batch: Batch, mel: Any) -> list[Recorded]:
+    device = batch.tokens_BS.device
+    mel.to(device)
+    return [
+        recorded(labels, source, mel.rate, mel.hop).to(device)
+        for labels, source in zip(_labels(batch), batch.sources, strict=True)
+    ]

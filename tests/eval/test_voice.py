@@ -1,0 +1,90 @@
+"""A voice is judged by a recogniser: its teacher is understood, an untrained vocoder is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from encoders.log_mel import LogMel
+from mm_llama.assistant import load
+from mm_llama.build import compose_config
+from mm_llama.cli import main
+from mm_llama.data.sound import open_sound
+from mm_llama.data.text_to_speech import Hibari
+from mm_llama.data.voice_rows import taught_voice
+from mm_llama.eval.voice import VoiceResult, evaluate_voice, with_noise
+from mm_llama.eval.whisper import Whisper
+from mm_llama.stage_run import run_stage
+
+SENTENCES = ("They saw the old house again.", "Nobody came to the garden.", "The river was cold that day.")
+
+
+@pytest.fixture(scope="module")
+def judge(asset_dir: Callable[[str], Path]) -> Whisper:
+    return Whisper(asset_dir("whisper_tiny_en"), LogMel(80))
+
+
+def test_whisper_writes_down_what_is_said(judge: Whisper, asset_dir: Callable[[str], Path]) -> None:
+    sound = Hibari(asset_dir("hibari_tts")).speak("Nobody came to the garden.")
+    assert judge([sound.samples]) == ["Nobody came to the garden."]
+    with pytest.raises(ValueError, match="a recording of 31.0 s is longer than Whisper's 30 s"):
+        judge([torch.zeros(31 * 16_000)])
+
+
+def test_a_voice_is_measured(judge: Whisper, asset_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(" ".join(SENTENCES))
+    options: dict[str, Any] = {
+        "root": tmp_path / "texts",
+        "engine": asset_dir("hibari_tts"),
+        "out": tmp_path / "out",
+    }
+    source = taught_voice(num_train=2, num_holdout=1, **options)
+    rows = f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {source.path}}}"
+    runs = []
+    for kind in ("acoustic", "vocoder"):
+        common = [
+            "core=tiny",
+            f"modality/tts_{kind}=tiny",
+            f"runs={tmp_path}",
+            "dtype=float32",
+            "stage.num_steps=2",
+        ]
+        data = [f"data.train=[{{source: {rows}}}]", "data.eval=[]", "loader.batch_size=2"]
+        runs.append(run_stage(compose_config("train", [f"stage=tts_{kind}", *common, *data])).run_dir)
+    model = load("tiny", runs, dtype="float32").model
+    mel = LogMel(80, 24_000, 1200, 300, dynamic_range=None)
+    result = evaluate_voice(model, source, mel, judge, noise=30.0)
+    assert result.errors("teacher").rate == result.errors("teacher", noisy=True).rate == 0
+    assert min(result.errors(side).rate for side in ("vocoder", "voice")) > 0.5
+    numbers = result.to_json()
+    assert set(numbers["sides"]) == {"teacher", "vocoder", "voice"} and numbers["recordings"] == 2
+    assert (
+        numbers["sides"]["voice"]["stft_distance"] > 0.5
+        and "stft_distance" not in numbers["sides"]["teacher"]
+    )
+    # The same from the command line, without noise.
+    out = tmp_path / "found.json"
+    common = ["--core", "tiny", "--dtype", "float32", "--adapter", str(runs[0]), "--adapter", str(runs[1])]
+    assert main(["eval", "voice", *common, "--data", str(source.path), "--no-noise", "--out", str(out)]) == 0
+    assert (
+        json.loads(out.read_text("utf-8"))["sides"]["teacher"]["clean"]
+        == numbers["sides"]["teacher"]["clean"]
+    )
+    heard = [json.loads(line) for line in (tmp_path / "found_answers.jsonl").read_text("utf-8").splitlines()]
+    assert [one["said"] for one in heard] == result.texts and all("in_noise" not in one for one in heard)
+    with pytest.raises(ValueError, match="there is no vocoder"):
+        evaluate_voice(load("tiny", [runs[0]], dtype="float32").model, source, mel, judge)
+
+
+def test_noise_is_as_far_below_as_it_is_said(asset_dir: Callable[[str], Path]) -> None:
+    sound = open_sound((torch.randn(16_000, generator=torch.Generator().manual_seed(3)), 16_000)).samples
+    noise = with_noise(sound, 3.0, seed=0) - sound
+    assert 10 * float((sound.square().mean() / noise.square().mean()).log10()) == pytest.approx(3.0, abs=0.05)
+    assert torch.equal(with_noise(sound, 3.0, seed=0), with_noise(sound, 3.0, seed=0))
+    assert isinstance(VoiceResult([], 0.0, None).table().columns, list)
