@@ -40,20 +40,26 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progress: Any) -> dict[str, Any]:
     """Speak, listen, print, write; returns the numbers."""
-    from encoders.log_mel import LogMel
     from mm_llama.assets import asset
+    from mm_llama.build import build
     from mm_llama.eval.voice import evaluate_voice
     from mm_llama.eval.whisper import Whisper
 
     vocoder = model.modality["tts_vocoder"].adapter if "tts_vocoder" in model.modality else None
-    mel = LogMel(80, 24_000, 1200, 300, dynamic_range=None)
+    sizes: dict[str, Any] = {}
     if vocoder is not None:
-        mel = LogMel(vocoder.num_mels, vocoder.rate, vocoder.size, vocoder.hop, dynamic_range=None)
+        sizes = {
+            "num_mels": vocoder.num_mels,
+            "rate": vocoder.rate,
+            "window": vocoder.size,
+            "hop": vocoder.hop,
+        }
+    log_mel = {"_target_": "encoders.log_mel.LogMel"}
     result = evaluate_voice(
         model,
         source_of(args.data, args.split),
-        mel,
-        Whisper(asset("whisper_tiny_en"), LogMel(80), threads=args.threads or 1),
+        build(log_mel | sizes | {"dynamic_range": None}),
+        Whisper(asset("whisper_tiny_en"), build(log_mel), threads=args.threads or 1),
         noise=None if args.no_noise else args.noise,
         limit=args.limit,
         progress=progress,

@@ -85,8 +85,9 @@ class VoiceResult:
         for side in self.heard:
             row = [SIDES[side], str(self.errors(side))]
             row += [] if self.noise is None else [str(self.errors(side, noisy=True))]
-            far = [f"{self.distance[side]:.3f}", f"{self.computed[side] / self.seconds:.3f}"]
-            table.add_row(*row, *(far if side in self.distance else ["", ""]))
+            if side in self.distance:
+                row += [f"{self.distance[side]:.3f}", f"{self.computed[side] / self.seconds:.3f}"]
+            table.add_row(*row)
         return table
 
     def write(self, path: Path, answers: Path) -> None:
