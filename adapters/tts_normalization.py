@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
+from adapters.relative import RelativeAttention
 from mm_llama.core.layers import RMSNorm
 
 
@@ -64,25 +65,12 @@ class Normalizer(nn.Module):
                 f"context={context} is not below 0, dropout={dropout} and hide={hide} are shares below 1"
             )
         self.dim, self.num_rules, self.num_features = dim, num_rules, num_features
-        self.num_heads, self.context, self.uses_core, self.whole, self.reach = (
-            num_heads,
-            context,
-            uses_core,
-            whole,
-            reach,
-        )
+        self.context, self.uses_core, self.whole = context, uses_core, whole
         self.dropout, self.num_spelling, self.hide = dropout, num_spelling, hide
         self.embedding = nn.Parameter(torch.empty(num_features, width))
         self.ahead = nn.Linear((context + 1) * width, width)
         self.lstm = nn.LSTM(width, width // 2 if whole else width, batch_first=True, bidirectional=whole)
-        if uses_core:
-            self.states_norm = RMSNorm(dim, norm_eps)
-            self.query_norm = RMSNorm(width, norm_eps)
-            self.q = nn.Linear(width, width, bias=False)
-            self.k = nn.Linear(dim, width, bias=False)
-            self.v = nn.Linear(dim, width, bias=False)
-            self.o = nn.Linear(width, width, bias=False)
-            self.distance = nn.Parameter(torch.empty(num_heads, 2 * reach + 1))
+        self.look = RelativeAttention(width, dim, num_heads, reach, norm_eps) if uses_core else None
         self.output_norm = RMSNorm(width, norm_eps)
         self.up = nn.Linear(width, 2 * width)
         self.output = nn.Linear(2 * width, num_rules)
@@ -94,7 +82,7 @@ class Normalizer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, weight in self.named_parameters():
-                if name in ("embedding", "distance"):
+                if name in ("embedding", "look.distance"):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
                 elif weight.ndim > 1:
                     weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1]))
@@ -128,7 +116,7 @@ class Normalizer(nn.Module):
         h_BNW, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         h_BNW = F.dropout(h_BNW, self.dropout, self.training)
         if self.uses_core:
-            h_BNW = h_BNW + self._look(h_BNW, lengths, states, owners)
+            h_BNW = h_BNW + self._looked(h_BNW, lengths, states, owners)
         y = F.dropout(F.gelu(self.up(self.output_norm(h_BNW))), self.dropout, self.training)
         logits_BNR = self.output(y).float()
         return [logits[:count] for logits, count in zip(logits_BNR, lengths, strict=True)]
@@ -141,7 +129,7 @@ class Normalizer(nn.Module):
             return (spelled * kept_N11).sum(1) + embedded_NkW[:, self.num_spelling :].sum(1)
         return embedded_NkW.sum(1)
 
-    def _look(
+    def _looked(
         self,
         h_BNW: Tensor,
         lengths: Sequence[int],
@@ -153,20 +141,10 @@ class Normalizer(nn.Module):
             raise ValueError(
                 "this normaliser looks at the core: give the states of each text, and their owners"
             )
-        B, N, W = h_BNW.shape
-        S, H = max(len(item) for item in states), self.num_heads
-        states_BSD = pad_sequence([item.to(h_BNW.dtype) for item in states], batch_first=True)
+        N = h_BNW.shape[1]
+        states_BSD = pad_sequence(list(states), batch_first=True)
         # Padding stands behind every token, so nothing sees it.
         owners_BS = pad_sequence(list(owners), batch_first=True, padding_value=N + self.context + 1)
         apart_BNS = owners_BS[:, None] - torch.arange(N, device=h_BNW.device)[None, :, None]
-        unseen_BNS = apart_BNS > self.context
-        normed_BSD = self.states_norm(states_BSD)
-        q = self.q(self.query_norm(h_BNW)).view(B, N, H, -1).transpose(1, 2)
-        k = self.k(normed_BSD).view(B, S, H, -1).transpose(1, 2)
-        v = self.v(normed_BSD).view(B, S, H, -1).transpose(1, 2)
-        bias_HBNS = self.distance[:, apart_BNS.clamp(-self.reach, self.reach) + self.reach]
-        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + bias_HBNS.transpose(0, 1)
-        # A place of its own to look at, with nothing in it: the first token may have no state to see.
-        scores = F.pad(scores.masked_fill(unseen_BNS[:, None], -torch.inf), (1, 0))
-        weights = scores.softmax(-1)[..., 1:]
-        return cast(Tensor, self.o((weights @ v).transpose(1, 2).reshape(B, N, W)))
+        assert self.look is not None
+        return cast(Tensor, self.look(h_BNW, states_BSD, apart_BNS, apart_BNS > self.context))

@@ -36,7 +36,7 @@ class Acoustic:
 
     def count(self, batch: Batch) -> int:
         """Return the number of frames."""
-        return sum(sum(labels["frames"]) for labels in _labels(batch))
+        return sum(sum(labels["frames"]) for labels in labels_of(batch))
 
     def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the mean distance in one frame."""
@@ -53,7 +53,7 @@ class Acoustic:
     def _spoken(self, model: MultimodalLlama, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         adapter = _adapter(model, ACOUSTIC)
         utterances, truths = [], []
-        for one in _recorded(batch, self.mel):
+        for one in recorded_rows(batch, self.mel):
             mel = self.mel(one.samples)
             utterances.append(measured(one, mel))
             truths.append(mel)
@@ -78,7 +78,7 @@ class Vocode:
         adapter = _adapter(model, VOCODER)
         hop, cold = adapter.hop, adapter.frames_ahead + adapter.size // (2 * adapter.hop)
         mels, truths = [], []
-        for one in _recorded(batch, self.mel):
+        for one in recorded_rows(batch, self.mel):
             mel = self.mel(one.samples)
             count = min(self.frames, len(mel))
             start = int(torch.randint(0, len(mel) - count + 1, ()))
@@ -98,7 +98,7 @@ class Vocode:
         """Return the mean distance over whole recordings."""
         adapter, found = _adapter(model, VOCODER), []
         for batch in batches:
-            for one in _recorded(batch, self.mel):
+            for one in recorded_rows(batch, self.mel):
                 with torch.inference_mode():
                     (samples,) = adapter([self.mel(one.samples)])
                     found.append(float(spectral_distance(samples[None], one.samples[None, : len(samples)])))
@@ -111,7 +111,8 @@ def _adapter(model: MultimodalLlama, kind: str) -> Any:
     return model.modality[kind].adapter
 
 
-def _labels(batch: Batch) -> Sequence[Mapping[str, Any]]:
+def labels_of(batch: Batch) -> Sequence[Mapping[str, Any]]:
+    """Return the labels of each row. Raises ValueError, naming the row, where one of a voice is missing."""
     for number, source in enumerate(batch.sources):
         known = batch.labels[number] if number < len(batch.labels) else {}
         if missing := sorted({"phones", "frames", "f0", "audio"} - set(known)):
@@ -121,10 +122,11 @@ def _labels(batch: Batch) -> Sequence[Mapping[str, Any]]:
     return batch.labels
 
 
-def _recorded(batch: Batch, mel: Any) -> list[Recorded]:
+def recorded_rows(batch: Batch, mel: Any) -> list[Recorded]:
+    """Return the recording of each row, on the device of the batch."""
     device = batch.tokens_BS.device
     mel.to(device)
     return [
         recorded(labels, source, mel.rate, mel.hop).to(device)
-        for labels, source in zip(_labels(batch), batch.sources, strict=True)
+        for labels, source in zip(labels_of(batch), batch.sources, strict=True)
     ]
