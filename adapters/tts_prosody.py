@@ -159,7 +159,9 @@ class ProsodyModel(nn.Module):
         places_S = torch.arange(phones_BT.shape[1], device=device)
         apart_1TS = (places_S - steps_T[:, None])[None]
         behind_1TT = (steps_T - steps_T[:, None])[None]
-        linguistic = (embedded_BTW, apart_1TS, apart_1TS > self.phones_ahead)
+        counts_B = torch.tensor([len(item) + max(DELAYS) for item in phones], device=device)
+        absent_B1S = (places_S >= counts_B[:, None])[:, None]
+        linguistic = (embedded_BTW, apart_1TS, (apart_1TS > self.phones_ahead) | absent_B1S)
         core = self._core(T, phones, states, owners)
         for layer in self.layers:
             x_BTW = layer(x_BTW, (behind_1TT, behind_1TT > 0), linguistic, core, self.dropout)

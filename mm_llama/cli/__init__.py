@@ -14,11 +14,12 @@ VERBS = {
     "ask": ("ask", "answer a question, written or spoken, with pictures or without"),
     "transcribe": ("transcribe", "write down what is said, as text or subtitles"),
     "translate": ("translate", "write down what is said in another language"),
+    "say": ("say", "speak a text"),
     "train": (
         "train",
         "run one training stage (Hydra overrides; -m sweeps; the same command again continues)",
     ),
-    "eval": ("eval", "measure: vqa, clips, captions, speech, mmlu"),
+    "eval": ("eval", "measure: vqa, clips, captions, speech, normalization, voice, mmlu"),
     "average": ("average", "rank finished runs and average the weights of the best"),
     "bench": ("bench", "measure speed on this machine: image, video, speech, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
@@ -31,7 +32,7 @@ VERBS = {
 }
 
 # Verbs that run a model.
-COMPUTING = ("ask", "transcribe", "translate", "train", "eval", "proof")
+COMPUTING = ("ask", "transcribe", "translate", "say", "train", "eval", "proof")
 
 
 def main(argv: list[str] | None = None) -> int:

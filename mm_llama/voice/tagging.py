@@ -83,7 +83,7 @@ def read(
     )
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        rendered = [chat.render(_written(texts[place])) for place in chosen]
+        rendered = [chat.render(written(texts[place])) for place in chosen]
         tokens_BS = torch.zeros(len(chosen), max(len(row.tokens) for row in rendered), dtype=torch.long)
         rows = []
         for number, (place, row) in enumerate(zip(chosen, rendered, strict=True)):
@@ -104,5 +104,6 @@ def answer_places(tokens: Sequence[int], targets: Sequence[bool], chat: ChatForm
     return places[:end]
 
 
-def _written(text: str) -> list[Message]:
+def written(text: str) -> list[Message]:
+    """Return the conversation in which a text stands: as the answer to an empty question."""
     return [Message("user", (Text(""),)), Message("assistant", (Text(text),))]

@@ -1,0 +1,149 @@
+"""`mm-llama say "text" -o out.wav`: a text spoken by a voice that was trained here.
+
+Everything that can be wrong with the arguments is found before torch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm_llama.voice.speak import Said, Speaker
+
+# Where the stages of the voice leave their runs; the normaliser is used where there is one.
+RUNS = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
+OPTIONAL = "tts_normalization"
+EXAMPLES = """examples:
+  mm-llama say "Dr. Smith paid $12.50 on 3/4." -o out.wav
+  mm-llama say - -o out.wav < story.txt
+  mm-llama say "Good morning." --rate 1.2 --pitch 0.9 -o out.wav
+  mm-llama say "Good morning." -o - --raw | aplay -f S16_LE -r 24000
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Speak one text; exit code 0."""
+    options = _parser().parse_args(argv)
+    for name, value in (("rate", options.rate), ("pitch", options.pitch)):
+        if not 0.5 <= value <= 2:
+            raise ValueError(f"--{name} is {value}, expected a factor from 0.5 to 2")
+    if options.raw != (options.output == "-"):
+        raise ValueError(
+            "--raw writes samples to standard output, and nothing else does: give -o - --raw together"
+        )
+    adapters = _adapters(options.adapter)
+    text = sys.stdin.read() if options.text == "-" else options.text
+    if not text.strip():
+        raise ValueError('there is nothing to say; for example: mm-llama say "Good morning." -o out.wav')
+
+    from mm_llama.assets import asset
+    from mm_llama.assistant import load
+    from mm_llama.data.text_to_speech import Hibari
+    from mm_llama.voice.speak import Speaker
+
+    found = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
+    engine = Hibari(asset("hibari_tts"))
+    speaker = Speaker(
+        found.model, found.tokenizer, found.chat_format, engine.phones, options.rate, options.pitch
+    )
+    parts = _told(speaker.say(text), options.show)
+    if options.raw:
+        for part in parts:
+            sys.stdout.buffer.write(pcm(part.samples))
+            sys.stdout.buffer.flush()
+        return 0
+    seconds = write_wav(Path(options.output), parts, speaker)
+    print(f"{options.output}: {seconds:.1f} s", file=sys.stderr)
+    return 0
+
+
+def write_wav(path: Path, parts: Iterator[Said], speaker: Speaker) -> float:
+    """Write parts as 16-bit mono WAV and return its seconds. The file appears whole, or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    count = 0
+    try:
+        with wave.open(str(partial), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(speaker.samples_a_second)
+            for part in parts:
+                file.writeframes(pcm(part.samples))
+                count += len(part.samples)
+        if not count:
+            raise ValueError("there is nothing in this text that can be said")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count / speaker.samples_a_second
+
+
+def pcm(samples: Any) -> bytes:
+    """Return float samples as 16-bit little-endian ones; what is louder than full scale is clipped."""
+    scaled = (samples.clamp(-1, 1) * 32767).round().short()
+    return bytes(scaled.numpy().astype("<i2").tobytes())
+
+
+def _told(parts: Iterator[Said], show: bool) -> Iterator[Said]:
+    for part in parts:
+        if show:
+            print(f"{part.words}\n  {part.phones}", file=sys.stderr)
+        yield part
+
+
+def _adapters(given: list[str] | None) -> list[Path]:
+    names = given if given is not None else [f"runs/{name}" for name in RUNS]
+    found = []
+    for name in names:
+        if Path(name).is_dir():
+            found.append(Path(name))
+        elif given is not None or not name.endswith(OPTIONAL):
+            raise ValueError(
+                f"there is no run at {name}: train a voice with `mm-llama train stage=tts_vocoder` (and tts_acoustic, "
+                "tts_prosody, tts_normalization), or name its runs with --adapter"
+            )
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mm-llama say",
+        description="Speak a text: what is written is read, timed and made to sound by the parts of a voice.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("text", help="what to say, or - for standard input")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="a WAV file, or - for standard output (with --raw)",
+    )
+    add("--raw", action="store_true", help="16-bit samples as soon as each sentence is spoken, with -o -")
+    add(
+        "--rate",
+        type=float,
+        default=1.0,
+        help="faster or slower, a factor from 0.5 to 2 (default: %(default)s)",
+    )
+    add(
+        "--pitch",
+        type=float,
+        default=1.0,
+        help="higher or lower, a factor from 0.5 to 2 (default: %(default)s)",
+    )
+    add("--show", action="store_true", help="print the words that are said, and their phones")
+    add(
+        "--adapter", action="append", metavar="RUN", help=f"repeatable (default: runs/{', runs/'.join(RUNS)})"
+    )
+    add("--core", default="smollm2_135m", help="a name of conf/core, or a checkpoint (default: %(default)s)")
+    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    return parser

@@ -1,0 +1,197 @@
+"""A voice says all of a text, part by part, and a part as it is said alone; what it cannot say it names."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm_llama.assistant import load
+from mm_llama.build import compose_config
+from mm_llama.cli import main
+from mm_llama.data.text_to_speech import Hibari
+from mm_llama.data.voice_rows import taught_voice
+from mm_llama.stage_run import run_stage
+from mm_llama.voice.prosody import features_of, owners_of_phones, utterance_of
+from mm_llama.voice.speak import LONGEST, Speaker, check_script, parts_of
+
+TEXT = "The river was cold that day. Nobody came, they said!"
+
+
+@pytest.fixture(scope="module")
+def runs(asset_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The parts of a voice after two steps each: what it says is noise, but it says it."""
+    folder = tmp_path_factory.mktemp("voice")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.txt").write_text(
+        "They saw the house again. Nobody came to it. The river was cold."
+    )
+    options: dict[str, Any] = {
+        "root": folder / "texts",
+        "engine": asset_dir("hibari_tts"),
+        "out": folder / "out",
+    }
+    source = taught_voice(num_train=2, num_holdout=1, **options)
+    rows = f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {source.path}}}"
+    found = []
+    for kind in ("prosody", "acoustic", "vocoder"):
+        common = [
+            "core=tiny",
+            f"modality/tts_{kind}=tiny",
+            f"runs={folder}",
+            "dtype=float32",
+            "stage.num_steps=2",
+        ]
+        data = [f"data.train=[{{source: {rows}}}]", f"data.eval=[{rows}]", "loader.batch_size=2"]
+        result = run_stage(compose_config("train", [f"stage=tts_{kind}", *common, *data]))
+        found.append(result.run_dir)
+        if kind == "prosody":
+            assert {"eval.length", "eval.pitch", "eval.power", "eval.voiced"} <= set(result.final)
+    return found
+
+
+@pytest.fixture(scope="module")
+def speaker(runs: list[Path], asset_dir: Callable[[str], Path]) -> Speaker:
+    one = load("tiny", runs, dtype="float32")
+    return Speaker(one.model, one.tokenizer, one.chat_format, Hibari(asset_dir("hibari_tts")).phones)
+
+
+def test_a_text_is_said_part_by_part(speaker: Speaker) -> None:
+    parts = list(speaker.say(TEXT))
+    assert [part.words for part in parts] == ["The river was cold that day.", "Nobody came, they said!"]
+    for part in parts:
+        assert len(part.samples) == int(part.frames_P.sum()) * speaker.vocoder.hop
+        assert len(part.frames_P) == len(part.phones) + 2 and bool((part.frames_P >= 1).all())
+        (alone,) = speaker.say(part.words)
+        assert torch.equal(alone.samples, part.samples)
+
+
+def test_rate_and_pitch_are_what_they_say(speaker: Speaker) -> None:
+    (plain,) = speaker.say("Nobody came.")
+    options = (speaker.model, speaker.tokenizer, speaker.chat, speaker.phones)
+    (fast,) = Speaker(*options, rate=2.0).say("Nobody came.")
+    assert torch.equal(plain.features_P4, fast.features_P4)
+    assert float(fast.frames_P.sum()) == pytest.approx(float(plain.frames_P.sum()) / 2, rel=0.2)
+    phones, frames, prosody = utterance_of(
+        torch.tensor([1, 2]), torch.tensor([[0.0, 0.5, 1, 0], [1, 0.5, 0, 0]])
+    )
+    _, _, higher = utterance_of(phones, torch.tensor([[0.0, 0.5, 1, 0], [1, 0.5, 0, 0]]), pitch=2.0)
+    assert (
+        float(higher[0, 0] - prosody[0, 0]) == pytest.approx(4.0 * 0.6931, abs=1e-3)
+        and float(higher[1, 0]) == 0
+    )
+    assert torch.allclose(features_of((phones, frames, prosody))[:, 0], torch.tensor([0.0, 1.0]), atol=0.15)
+    for wrong in ({"rate": 3.0}, {"pitch": 0.1}):
+        with pytest.raises(ValueError, match="expected a factor from 0.5 to 2"):
+            Speaker(*options, **wrong)
+
+
+def test_the_command_writes_a_whole_file_or_none(
+    runs: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.wav"
+    common = [
+        "--core",
+        "tiny",
+        "--dtype",
+        "float32",
+        *(word for run in runs for word in ("--adapter", str(run))),
+    ]
+    assert main(["say", TEXT, "-o", str(out), "--show", *common]) == 0
+    with wave.open(str(out)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
+        whole = file.readframes(file.getnframes())
+    assert "Nobody came, they said!" in capfd.readouterr().err
+    out.unlink()
+    assert main(["say", "你好", "-o", str(out), *common]) == 2
+    assert "this voice speaks English, and '你'" in capfd.readouterr().err
+    assert main(["say", "\N{GRINNING FACE}", "-o", str(out), *common]) == 2
+    assert "nothing in this text that can be said" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    # Raw samples on standard output are those of the file.
+    import sys
+    from io import BytesIO
+    from types import SimpleNamespace
+
+    written, before = BytesIO(), sys.stdout
+    sys.stdout = SimpleNamespace(buffer=written)  # type: ignore[assignment]
+    try:
+        assert main(["say", TEXT, "-o", "-", "--raw", *common]) == 0
+    finally:
+        sys.stdout = before
+    assert written.getvalue() == whole
+
+
+WRONG = {
+    "no text": (["say", "  ", "-o", "x.wav"], "there is nothing to say"),
+    "too fast": (
+        ["say", "Hi", "-o", "x.wav", "--rate", "9"],
+        "--rate is 9.0, expected a factor from 0.5 to 2",
+    ),
+    "raw into a file": (["say", "Hi", "-o", "x.wav", "--raw"], "give -o - --raw together"),
+    "no voice": (["say", "Hi", "-o", "x.wav"], "there is no run at runs/tts_prosody: train a voice"),
+    "no run": (["say", "Hi", "-o", "x.wav", "--adapter", "gone"], "there is no run at gone"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_mistakes_are_named(
+    name: str,
+    runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv, message = WRONG[name]
+    if name == "no text":
+        argv = [*argv, "--adapter", str(runs[0])]
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_voice_without_a_part_names_it(runs: list[Path]) -> None:
+    one = load("tiny", runs[:2], dtype="float32")
+    with pytest.raises(ValueError, match="lacks tts_vocoder .*stage=tts_vocoder"):
+        Speaker(one.model, one.tokenizer, one.chat_format, str)
+
+
+@given(st.text(alphabet="ab .,!?;:\"' \n", max_size=900))
+def test_parts_are_all_of_a_text(text: str) -> None:
+    words = " ".join(text.split())
+    parts = parts_of(words)
+    assert all(0 < len(part) <= LONGEST for part in parts)
+    # What is cut away at the ends of sentences is white space and closing marks alone.
+    left = "".join(character for character in "".join(parts) if character.isalpha())
+    assert left == "".join(character for character in words if character.isalpha())
+
+
+def test_scripts_that_are_not_known_are_named() -> None:
+    check_script("Café naïve 12 € \N{GRINNING FACE} №")
+    for text, name in (
+        ("да", "cyrillic small letter de"),
+        ("α", "greek small letter alpha"),
+        ("अ", "devanagari"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            check_script(f"Say {text}")
+
+
+def test_phones_belong_to_the_token_in_which_their_word_begins() -> None:
+    class Spelled:
+        def token_bytes(self, id: int) -> bytes:
+            return [b"No", b"body", b" came", b",", b" they", b" said"][id]
+
+    found = owners_of_phones("nO kA ðA sɛ", "Nobody came, they said", range(6), Spelled())  # type: ignore[arg-type]
+    assert found == [0, 0, 0, 0, 2, 2, 2, 4, 4, 4, 5, 5, 5]
+    # Fewer words in phones than in the text: shared out.
+    fewer = owners_of_phones("nO kA", "Nobody came, they said", range(6), Spelled())  # type: ignore[arg-type]
+    assert fewer == [0, 0, 0, 0, 4, 4, 5]
+    with pytest.raises(ValueError, match="no word in ' '"):
+        owners_of_phones("n", " ", [0], Spelled())  # type: ignore[arg-type]
