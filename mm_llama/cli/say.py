@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RUNS = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
 OPTIONAL = "tts_normalization"
 EXAMPLES = """examples:
-  mm-llama say "Dr. Smith paid $12.50 on 3/4." -o out.wav
+  mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav
   mm-llama say - -o out.wav < story.txt
   mm-llama say "Good morning." --rate 1.2 --pitch 0.9 -o out.wav
   mm-llama say "Good morning." -o - --raw | aplay -f S16_LE -r 24000
