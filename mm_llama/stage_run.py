@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +70,13 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     sources = [build(entry["source"]) for entry in config["data"]["train"]]
     if stage.get("augment"):
         sources = [build(stage["augment"], source=source) for source in sources]
-    media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
+    step = _step_of(stage, model, chat)
+    media = _media_of(config, model, step)
     media.prepare([*sources, *held_out], config["loader"]["on_error"])
     loader = _loader(config, sources, chat, media)
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
     run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
-    step = _step_of(stage, model, chat)
     summary = train(
         model,
         loader,
@@ -111,11 +111,10 @@ def held_out_evaluation(config: Mapping[str, Any]) -> tuple[MultimodalLlama, Eva
     """
     stage = config["stage"]
     model, chat, held_out = _begin(config)
-    media = MediaReader(model, stage["train"], cache_features=config["loader"]["cache_features"])
+    step = _step_of(stage, model, chat)
+    media = _media_of(config, model, step)
     media.prepare(held_out, config["loader"]["on_error"])
-    measure = _evaluation(
-        held_out, chat, media, _step_of(stage, model, chat), config["data"].get("eval_rows", 0)
-    )
+    measure = _evaluation(held_out, chat, media, step, config["data"].get("eval_rows", 0))
     if measure is None:
         raise ValueError(f"{config['name']} has no held-out data to evaluate on: set data.eval")
 
@@ -143,6 +142,12 @@ def _step_of(stage: Mapping[str, Any], model: MultimodalLlama, chat: ChatFormat)
     return step
 
 
+def _media_of(config: Mapping[str, Any], model: MultimodalLlama, step: Step) -> MediaReader:
+    settings, train = config["loader"], config["stage"]["train"]
+    unread = getattr(step, "unread", ())
+    return MediaReader(model, train, cache_features=settings["cache_features"], unread=unread)
+
+
 def _init_of(stage: Mapping[str, Any]) -> dict[str, str]:
     return {kind: run for kind, run in stage["init"].items() if run}
 
@@ -157,13 +162,18 @@ class MediaReader:
         *,
         cache_features: bool = True,
         folder: Path | None = None,
+        unread: Collection[str] = (),
     ) -> None:
+        """`unread` are kinds that nobody looks at: nothing is read of them, an item is an empty tensor."""
         self.model = model
         self.caches: dict[str, FeatureCache] = {}
         self.pixels: dict[str, Callable[[MediaRef], Tensor]] = {}
         for kind, modality in model.modality.items():
             if isinstance(modality, Spoken):
                 continue  # it reads no media
+            if kind in unread:
+                self.pixels[kind] = lambda ref: torch.zeros(0)
+                continue
             encoder = model.encoder_of(kind)
             self.pixels[kind] = _reader(medium_reader(model, kind))
             prefix = f"modality.{modality.reads or kind}.encoder"

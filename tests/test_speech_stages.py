@@ -131,6 +131,15 @@ def test_copy_readout_and_recognition_go_on_from_each_other(rows: Path) -> None:
     }
 
 
+def test_copying_encodes_no_recording(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = f"data.eval=[{{_target_: mm_llama.data.sources.JsonlChat, path: {rows}}}]"
+    copy = run("stage=speech_copy", *tiny(rows, *READOUT, held_out))
+    assert 0 <= copy.final["eval.answers"] <= 1
+    assert "features" not in capsys.readouterr().err
+    run("stage=speech_readout", *tiny(rows, *READOUT, held_out))
+    assert "features of 6 recordings" in capsys.readouterr().err
+
+
 def test_what_trained_a_part_brings_the_rest_along(rows: Path) -> None:
     readout = run("stage=speech_readout", *tiny(rows, *READOUT))
     copy = run("stage=speech_copy", *tiny(rows, *READOUT, f"stage.init.speech={readout.run_dir}"))

@@ -19,7 +19,7 @@ VERBS = {
         "train",
         "run one training stage (Hydra overrides; -m sweeps; the same command again continues)",
     ),
-    "eval": ("eval", "measure: vqa, clips, captions, speech, normalization, voice, mmlu"),
+    "eval": ("eval", "measure: vqa, clips, captions, speech, normalization, prosody, voice, mmlu"),
     "average": ("average", "rank finished runs and average the weights of the best"),
     "bench": ("bench", "measure speed on this machine: image, video, speech, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mm_llama.data.sources import Source
 
 RECIPE = "taught_voice"
+LOG_MEL = {"_target_": "encoders.log_mel.LogMel"}
 
 
 def add_parser(tasks: Any) -> argparse.ArgumentParser:
@@ -45,21 +46,11 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     from mm_llama.eval.voice import evaluate_voice
     from mm_llama.eval.whisper import Whisper
 
-    vocoder = model.modality["tts_vocoder"].adapter if "tts_vocoder" in model.modality else None
-    sizes: dict[str, Any] = {}
-    if vocoder is not None:
-        sizes = {
-            "num_mels": vocoder.num_mels,
-            "rate": vocoder.rate,
-            "window": vocoder.size,
-            "hop": vocoder.hop,
-        }
-    log_mel = {"_target_": "encoders.log_mel.LogMel"}
     result = evaluate_voice(
         model,
         source_of(args.data, args.split),
-        build(log_mel | sizes | {"dynamic_range": None}),
-        Whisper(asset("whisper_tiny_en"), build(log_mel), threads=args.threads or 1),
+        log_mel(model),
+        Whisper(asset("whisper_tiny_en"), build(LOG_MEL), threads=args.threads or 1),
         noise=None if args.no_noise else args.noise,
         limit=args.limit,
         progress=progress,
@@ -72,6 +63,22 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         Console().print(result.table())
         print(f"{len(result.texts):,} recordings, {result.seconds:.0f} s of sound")
     return result.to_json()
+
+
+def log_mel(model: Any) -> Any:
+    """Return what makes log-mels as the vocoder of a model reads them, or as the stages of a voice have them."""
+    from mm_llama.build import build
+
+    sizes: dict[str, Any] = {"num_mels": 80, "rate": 24_000, "window": 1200, "hop": 300}
+    if "tts_vocoder" in model.modality:
+        vocoder = model.modality["tts_vocoder"].adapter
+        sizes = {
+            "num_mels": vocoder.num_mels,
+            "rate": vocoder.rate,
+            "window": vocoder.size,
+            "hop": vocoder.hop,
+        }
+    return build(LOG_MEL | sizes | {"dynamic_range": None})
 
 
 def source_of(data: str, split: str) -> Source:

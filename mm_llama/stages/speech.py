@@ -36,6 +36,8 @@ class Copy:
     they were searched (`mm_llama.generation.beam`): `whole` is the share of them that are given in own tokens here.
     """
 
+    unread = frozenset({KIND})  # no recording is heard, so none is encoded
+
     def __init__(self, noise: float = 0.0, whole: float = 0.0) -> None:
         if noise < 0 or not 0 <= whole <= 1:
             raise ValueError(f"noise={noise} is at least 0, whole={whole} is a share from 0 to 1")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +19,7 @@ from mm_llama.build import compose_config
 from mm_llama.cli import main
 from mm_llama.data.text_to_speech import Hibari
 from mm_llama.data.voice_rows import taught_voice
+from mm_llama.eval.prosody import paired_p
 from mm_llama.stage_run import run_stage
 from mm_llama.voice.prosody import features_of, owners_of_phones, utterance_of
 from mm_llama.voice.speak import LONGEST, Speaker, check_script, parts_of
@@ -126,6 +129,39 @@ def test_the_command_writes_a_whole_file_or_none(
     finally:
         sys.stdout = before
     assert written.getvalue() == whole
+
+
+def test_prosody_is_measured_beside_another_run(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs[0].parent
+    (rows,) = folder.glob("out/*/train.jsonl")
+    common = [
+        "core=tiny",
+        "modality/tts_prosody=tiny",
+        f"runs={folder}",
+        "dtype=float32",
+        "stage.num_steps=60",
+    ]
+    source = f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {rows}}}"
+    data = [f"data.train=[{{source: {source}}}]", "data.eval=[]", "loader.batch_size=2", "optim.lr=1e-2"]
+    longer = run_stage(compose_config("train", ["stage=tts_prosody", *common, *data, "name=longer"])).run_dir
+    out = tmp_path / "found.json"
+    command = ["eval", "prosody", "--core", "tiny", "--dtype", "float32", "--adapter", str(longer)]
+    assert main([*command, "--beside", str(runs[0]), "--data", str(rows), "--out", str(out)]) == 0
+    found = json.loads(out.read_text("utf-8"))
+    ours, theirs = found["runs"].values()
+    for name in ("length", "power"):
+        assert ours[name]["rmse"] < theirs[name]["rmse"] and found["compared"][name]["less"] > 0
+        assert 0 < found["compared"][name]["p"] <= 1
+    assert ours["utterances"] == 2 and "squared error" in capsys.readouterr().out
+
+
+def test_a_difference_is_likely_by_chance_or_is_not() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.random(60)
+    assert paired_p(one, one + 0.2 + 0.1 * generator.standard_normal(60)) < 0.001
+    assert paired_p(one, one + 0.1 * generator.standard_normal(60)) > 0.05
 
 
 WRONG = {
