@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mm_llama.cli.say import speaker_of, voice_runs, write_wav
 from mm_llama.data.decode import open_image
 from mm_llama.data.video import medium_of, probe_clip
 from mm_llama.data.video_limits import NoPicturesError
@@ -39,6 +40,7 @@ _EXAMPLES = """examples:
   mm-llama ask "What is the capital of France?"
   mm-llama ask question.wav
   mm-llama ask photo.jpg question.wav
+  mm-llama ask photo.jpg question.wav --speak answer.wav
 """
 
 
@@ -49,6 +51,8 @@ def main(argv: list[str]) -> int:
     files, question = _files_and_question(options.words)
     media = [_open(file) for file in files]
     adapters = _adapters(options.adapter, media, options.core)
+    if options.speak:
+        adapters += voice_runs(None) if options.adapter is None else []
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
     if options.beam < 0:
@@ -63,6 +67,7 @@ def main(argv: list[str]) -> int:
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads, beam=options.beam)
+    speaker = speaker_of(assistant) if options.speak else None
     loaded = time.perf_counter()
     for medium in media:
         if medium.has_sound:
@@ -99,8 +104,11 @@ def main(argv: list[str]) -> int:
                 ensure_ascii=False,
             )
         )
-        return 0
-    return _show(answer, whole=options.no_stream, limit=options.max_new_tokens)
+    else:
+        _show(answer, whole=options.no_stream, limit=options.max_new_tokens)
+    if speaker is not None:
+        write_wav(Path(options.speak), speaker.say(answer.result.text), speaker.samples_a_second)
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -144,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="search what a recording says among N readings: fewer errors, slower (default: no search)",
     )
+    add("--speak", metavar="FILE", help="also say the answer into this WAV file, with the runs of a voice")
     add("--system", metavar="TEXT", help="a system message before the question")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")
     add(
@@ -272,7 +281,7 @@ def _messages(media: list[_Medium], question: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, *written]}]
 
 
-def _show(answer: TextStream, *, whole: bool, limit: int) -> int:
+def _show(answer: TextStream, *, whole: bool, limit: int) -> None:
     """Print the answer, piece by piece unless `whole`; notes about it go to stderr."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
@@ -282,13 +291,12 @@ def _show(answer: TextStream, *, whole: bool, limit: int) -> int:
         print(flush=True)
     except BrokenPipeError:  # the reader has seen enough: no complaint, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return
     result = answer.result
     if result.stop_reason == "length":
         print(f"note: the answer was cut after {limit} tokens; --max-new-tokens allows more", file=sys.stderr)
     elif not result.text.strip():
         print("note: the model ended its answer at once", file=sys.stderr)
-    return 0
 
 
 def _seconds(result: Generated, load: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mm_llama.assistant import Assistant
     from mm_llama.voice.speak import Said, Speaker
 
 # Where the stages of the voice leave their runs; the normaliser is used where there is one.
@@ -36,33 +37,37 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             "--raw writes samples to standard output, and nothing else does: give -o - --raw together"
         )
-    adapters = _adapters(options.adapter)
+    adapters = voice_runs(options.adapter)
     text = sys.stdin.read() if options.text == "-" else options.text
     if not text.strip():
         raise ValueError('there is nothing to say; for example: mm-llama say "Good morning." -o out.wav')
 
-    from mm_llama.assets import asset
     from mm_llama.assistant import load
-    from mm_llama.data.text_to_speech import Hibari
-    from mm_llama.voice.speak import Speaker
 
     found = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    engine = Hibari(asset("hibari_tts"))
-    speaker = Speaker(
-        found.model, found.tokenizer, found.chat_format, engine.phones, options.rate, options.pitch
-    )
+    speaker = speaker_of(found, options.rate, options.pitch)
     parts = _told(speaker.say(text), options.show)
     if options.raw:
         for part in parts:
             sys.stdout.buffer.write(pcm(part.samples))
             sys.stdout.buffer.flush()
         return 0
-    seconds = write_wav(Path(options.output), parts, speaker)
+    seconds = write_wav(Path(options.output), parts, speaker.samples_a_second)
     print(f"{options.output}: {seconds:.1f} s", file=sys.stderr)
     return 0
 
 
-def write_wav(path: Path, parts: Iterator[Said], speaker: Speaker) -> float:
+def speaker_of(assistant: Assistant, rate: float = 1.0, pitch: float = 1.0) -> Speaker:
+    """Return the voice that is attached to a model. Raises ValueError, naming it, for a part that is missing."""
+    from mm_llama.assets import asset
+    from mm_llama.data.text_to_speech import Hibari
+    from mm_llama.voice.speak import Speaker
+
+    engine = Hibari(asset("hibari_tts"))
+    return Speaker(assistant.model, assistant.tokenizer, assistant.chat_format, engine.phones, rate, pitch)
+
+
+def write_wav(path: Path, parts: Iterator[Said], samples_a_second: int) -> float:
     """Write parts as 16-bit mono WAV and return its seconds. The file appears whole, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     count = 0
@@ -70,7 +75,7 @@ def write_wav(path: Path, parts: Iterator[Said], speaker: Speaker) -> float:
         with wave.open(str(partial), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
-            file.setframerate(speaker.samples_a_second)
+            file.setframerate(samples_a_second)
             for part in parts:
                 file.writeframes(pcm(part.samples))
                 count += len(part.samples)
@@ -79,7 +84,7 @@ def write_wav(path: Path, parts: Iterator[Said], speaker: Speaker) -> float:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return count / speaker.samples_a_second
+    return count / samples_a_second
 
 
 def pcm(samples: Any) -> bytes:
@@ -95,7 +100,8 @@ def _told(parts: Iterator[Said], show: bool) -> Iterator[Said]:
         yield part
 
 
-def _adapters(given: list[str] | None) -> list[Path]:
+def voice_runs(given: list[str] | None) -> list[Path]:
+    """Return the runs of a voice: those given, else those that its stages leave. Raises ValueError where one is not."""
     names = given if given is not None else [f"runs/{name}" for name in RUNS]
     found = []
     for name in names:

@@ -231,3 +231,20 @@ def test_phones_belong_to_the_token_in_which_their_word_begins() -> None:
     assert fewer == [0, 0, 0, 0, 4, 4, 5]
     with pytest.raises(ValueError, match="no word in ' '"):
         owners_of_phones("n", " ", [0], Spelled())  # type: ignore[arg-type]
+
+
+def test_an_answer_is_said_and_is_the_same_as_without_a_voice(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--core", "tiny", "--dtype", "float32", "--max-new-tokens", "12", "Say something."]
+    assert main(["ask", *common]) == 0
+    plain = capsys.readouterr().out
+    out = tmp_path / "answer.wav"
+    voice = [word for run in runs for word in ("--adapter", str(run))]
+    code = main(["ask", *common, *voice, "--speak", str(out)])
+    said = capsys.readouterr()
+    assert said.out == plain
+    # What a random core writes may hold nothing that can be said, and then says so.
+    assert out.is_file() if code == 0 else "can be said" in said.err or "speaks English" in said.err
+    assert main(["ask", *common, *voice[:4], "--speak", str(out)]) == 2
+    assert "this voice lacks tts_vocoder" in capsys.readouterr().err
