@@ -108,7 +108,11 @@ def _check_same(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return "key=new (was old)" for every value that may not differ when a run continues."""
     # Through JSON, so that tuples and lists, which YAML does not tell apart, compare equal.
-    before, after = dict(flat(json.loads(json.dumps(saved)))), dict(flat(json.loads(json.dumps(now))))
+    # A group that holds nothing is one that was not there, as in a run begun before there was such a group.
+    before, after = (
+        {key: value for key, value in flat(json.loads(json.dumps(node))) if value != {}}
+        for node in (saved, now)
+    )
     return [
         f"{key}={after.get(key)!r} (was {before.get(key)!r})"
         for key in sorted(before.keys() | after.keys())

@@ -227,6 +227,14 @@ def test_another_config_in_the_same_folder_is_refused_by_key(run):
         run(config={"optim": {"lr": 2e-3}, "stage": {"num_steps": 9}, "betas": [0.9, 0.98]})
 
 
+def test_a_group_that_holds_nothing_is_one_that_was_not_there(run):
+    config = {"modality": {"image": {"width": 8}}, "stage": {"num_steps": 4}}
+    run(config=config, num_steps=2)
+    assert run(config=config | {"modality": {"image": {"width": 8}, "voice": {}}}, num_steps=4).step == 4
+    with pytest.raises(ValueError, match=r"begun with another config: modality\.voice\.width=8 \(was None\)"):
+        run(config=config | {"modality": {"image": {"width": 8}, "voice": {"width": 8}}}, num_steps=6)
+
+
 def test_resume_must_and_never(run):
     with pytest.raises(ValueError, match=r"stage\.resume=must, but .*image holds no valid checkpoint"):
         run(resume="must")
