@@ -61,7 +61,7 @@ _REFUSED = {
     "moe_args": "the core has no mixture of experts",
 }
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
-_KEEP_MAPPED = 64 * 2**20
+_KEEP_MAPPED = 32 * 2**20  # bytes, of all files of a checkpoint
 
 
 def open_meta(folder: Path) -> Checkpoint:
@@ -72,7 +72,7 @@ def open_meta(folder: Path) -> Checkpoint:
     """
     params_path = folder / "params.json"
     params = read_json(params_path)
-    shards = [Shard(file) for file in shard_files(folder)]
+    shards = open_shards(folder)
     pieces = pieces_of(shards)
     joined = {name: joined_shape(name, cut, _split_axis(name)) for name, (cut, _) in pieces.items()}
     head, embedding = META_NAMES.of("head.weight"), META_NAMES.of("embedding.weight")
@@ -173,11 +173,18 @@ def shard_files(folder: Path) -> list[Path]:
     return [found[n] for n in sorted(found)]
 
 
+def open_shards(folder: Path) -> list[Shard]:
+    """Return the folder's files in order, which together keep no more mapped than one would."""
+    files = shard_files(folder)
+    return [Shard(file, _KEEP_MAPPED // len(files)) for file in files]
+
+
 class Shard:
     """One file, mapped; mapped anew now and then, or its pages would stay resident beside the model."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: int) -> None:
         self.path = path
+        self.keep = keep  # bytes
         self._tensors: dict[str, Tensor] | None = None
         self._handed_out = 0
 
@@ -201,7 +208,7 @@ class Shard:
         return self._tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        if self._handed_out > _KEEP_MAPPED:
+        if self._handed_out > self.keep:
             self._tensors, self._handed_out = None, 0
         tensor = self.tensors()[name]
         self._handed_out += tensor.nbytes

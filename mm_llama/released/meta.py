@@ -21,9 +21,9 @@ from mm_llama.core.meta import (
     chat_of_folder,
     config_from_params,
     joined_shape,
+    open_shards,
     pieces_of,
     read_joined,
-    shard_files,
     whole,
 )
 from mm_llama.core.stored import Entry, Shape, StoredTensors, check_tensors, half_split
@@ -59,7 +59,7 @@ def open_vision_meta(folder: Path) -> VisionCheckpoint:
     Raises ValueError as `open_vision_huggingface` does, and for pickles that hold anything but tensors.
     """
     params_path = folder / "params.json"
-    shards = [Shard(file) for file in shard_files(folder)]
+    shards = open_shards(folder)
     pieces = {name: piece for name, piece in pieces_of(shards).items() if name not in _IGNORED}
     found = {name: joined_shape(name, cut, _axis(name)) for name, (cut, _) in pieces.items()}
     sizes = _sizes(read_json(params_path), found, params_path)
