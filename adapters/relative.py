@@ -38,13 +38,24 @@ class RelativeAttention(nn.Module):
 
     def forward(self, x_BNW: Tensor, seen_BSD: Tensor, apart_BNS: Tensor, unseen_BNS: Tensor) -> Tensor:
         """Return float[B, N, W], to be added; int64 `apart` is how far behind a place another is, bool `unseen`."""
-        (B, N, W), S, H = x_BNW.shape, seen_BSD.shape[1], self.num_heads
-        normed_BSD = self.norm(seen_BSD.to(x_BNW.dtype))
-        q = self.q(self.query_norm(x_BNW)).view(B, N, H, -1).transpose(1, 2)
-        k = self.k(normed_BSD).view(B, S, H, -1).transpose(1, 2)
-        v = self.v(normed_BSD).view(B, S, H, -1).transpose(1, 2)
+        return self.look(x_BNW, self.keys(seen_BSD.to(x_BNW.dtype)), apart_BNS, unseen_BNS)
+
+    def keys(self, seen_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is looked at as keys and values float[B, H, S, W / H]: they can be kept and added to."""
+        normed_BSD = self.norm(seen_BSD)
+        k, v = (
+            part(normed_BSD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.k, self.v)
+        )
+        return k, v
+
+    def look(
+        self, x_BNW: Tensor, keys: tuple[Tensor, Tensor], apart_BNS: Tensor, unseen_BNS: Tensor
+    ) -> Tensor:
+        """Return what `forward` does, of keys and values."""
+        k, v = keys
+        q = self.q(self.query_norm(x_BNW)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         bias_HBNS = self.distance[:, apart_BNS.clamp(-self.reach, self.reach) + self.reach]
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + bias_HBNS.transpose(0, 1)
         scores = F.pad(scores.masked_fill(unseen_BNS[:, None], -torch.inf), (1, 0))
         weights = scores.softmax(-1)[..., 1:]
-        return cast(Tensor, self.o((weights @ v).transpose(1, 2).reshape(B, N, W)))
+        return cast(Tensor, self.o((weights @ v).transpose(1, 2).flatten(2)))

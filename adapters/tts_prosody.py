@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from mm_llama.core.layers import RMSNorm
 
 NUM = 4  # log duration; log F0 and whether there is a voice; log power
 DELAYS = (0, 1, 1, 2)  # in steps
+Keys = tuple[Tensor, Tensor]  # keys and values float[B, H, S, W / H]
+Sight = tuple[Keys, Tensor, Tensor]  # what is looked at, how far away it is int64[B, N, S], bool: unseen
 
 
 class ProsodyModel(nn.Module):
@@ -103,7 +106,13 @@ class ProsodyModel(nn.Module):
         `states` are float[S, D] and `owners` int64[P] the core position at which each phone's word begins; both are
         needed with `uses_core` alone. What one gives does not depend on the others.
         """
-        outputs_BTK = self.steps(phones, [delayed(item) for item in known], states, owners, styles)
+        text = self._read(phones, states, owners, styles)
+        T = text.embedded_BTW.shape[1]
+        before_BTK = torch.zeros(len(phones), T, NUM, device=text.embedded_BTW.device)
+        for row, item in enumerate(known):
+            # Each step is told what the one before it gave.
+            before_BTK[row, 1 : len(item) + max(DELAYS)] = delayed(item)[:-1]
+        outputs_BTK = self._steps(text, before_BTK)
         return [
             undelayed(outputs_TK[: len(item) + max(DELAYS)])
             for outputs_TK, item in zip(outputs_BTK, phones, strict=True)
@@ -117,81 +126,100 @@ class ProsodyModel(nn.Module):
         owners: Sequence[Tensor] | None = None,
         styles: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Return float32[P, 4] of each, every feature told what was predicted before it. As `forward`."""
-        device = self.output.weight.device
-        T = max(map(len, phones)) + max(DELAYS)
-        found = torch.zeros(len(phones), T, NUM, device=device)
-        counts = torch.tensor([len(item) for item in phones], device=device)
+        """Return float32[P, 4] of each, every feature told what was predicted before it. As `forward`.
+
+        Whether there is a voice is 0 or 1 here. A step costs what one step costs: what was run before it is kept.
+        """
+        text = self._read(phones, states, owners, styles)
+        B, T, _ = text.embedded_BTW.shape
+        counts_B = torch.tensor([len(item) for item in phones], device=text.embedded_BTW.device)
+        found = torch.zeros(B, T + 1, NUM, device=text.embedded_BTW.device)  # the first: before there is any
         for step in range(T):
-            given = [row[:step] for row in found]
-            values_BK = self.steps(phones, given, states, owners, styles, until=step + 1)[:, step]
+            values_BK = self._steps(text, found[:, step : step + 1])[:, 0]
             values_BK[:, 2] = (values_BK[:, 2] > 0).float()
             for place, delay in enumerate(DELAYS):
                 # Of a phone that there is: steps before the first and behind the last say nothing.
-                real_B = (step >= delay) & (step - delay < counts)
-                found[:, step, place] = torch.where(real_B, values_BK[:, place], 0.0)
-        return [undelayed(row[: len(item) + max(DELAYS)]) for row, item in zip(found, phones, strict=True)]
+                real_B = (step >= delay) & (step - delay < counts_B)
+                found[:, step + 1, place] = torch.where(real_B, values_BK[:, place], 0.0)
+        return [
+            undelayed(row[1 : len(item) + max(DELAYS) + 1]) for row, item in zip(found, phones, strict=True)
+        ]
 
-    def steps(
+    def _read(
         self,
         phones: Sequence[Tensor],
-        given: Sequence[Tensor],
         states: Sequence[Tensor] | None,
         owners: Sequence[Tensor] | None,
         styles: Sequence[int] | None,
-        until: int = 0,
-    ) -> Tensor:
-        """Return float32[B, T, 4] of steps 0..T-1, delayed; `given` float[<T, 4] are the delayed features known."""
+    ) -> _Text:
+        """Return what does not change from step to step: phones and states as each layer looks at them."""
         device = self.output.weight.device
-        T = until or max(map(len, phones)) + max(DELAYS)
+        counts_B = torch.tensor([len(item) + max(DELAYS) for item in phones], device=device)
         phones_BP = pad_sequence(list(phones), batch_first=True, padding_value=self.num_phones)
-        ends = phones_BP.new_full((len(phones), max(DELAYS)), self.num_phones)
-        phones_BT = torch.cat((phones_BP, ends), dim=1)
-        before_BTK = torch.zeros(len(phones), T, NUM, device=device)
-        for row, item in enumerate(given):
-            count = min(len(item), T - 1)
-            before_BTK[row, 1 : count + 1] = item[:count]
+        phones_BT = F.pad(phones_BP, (0, max(DELAYS)), value=self.num_phones)
         embedded_BTW = self.phone(phones_BT)
         style_B = torch.tensor([0] * len(phones) if styles is None else list(styles), device=device)
-        x_BTW = embedded_BTW[:, :T] + self.before(before_BTK) + self.style(style_B)[:, None]
-        x_BTW = F.dropout(x_BTW, self.dropout, self.training)
-        steps_T = torch.arange(T, device=device)
-        places_S = torch.arange(phones_BT.shape[1], device=device)
-        apart_1TS = (places_S - steps_T[:, None])[None]
-        behind_1TT = (steps_T - steps_T[:, None])[None]
-        counts_B = torch.tensor([len(item) + max(DELAYS) for item in phones], device=device)
-        absent_B1S = (places_S >= counts_B[:, None])[:, None]
-        linguistic = (embedded_BTW, apart_1TS, (apart_1TS > self.phones_ahead) | absent_B1S)
-        core = self._core(T, phones, states, owners)
-        for layer in self.layers:
-            x_BTW = layer(x_BTW, (behind_1TT, behind_1TT > 0), linguistic, core, self.dropout)
-        out: Tensor = self.output(self.norm(x_BTW)).float()
+        absent_B1T = (torch.arange(phones_BT.shape[1], device=device) >= counts_B[:, None])[:, None]
+        text = _Text(embedded_BTW, self.style(style_B)[:, None], absent_B1T)
+        text.phone_keys = [layer.phones.keys(embedded_BTW) for layer in self.layers]
+        if self.uses_core:
+            if states is None or owners is None or len(states) != len(phones) or len(owners) != len(phones):
+                raise ValueError(
+                    "this prosody model looks at the core: give the states of each utterance, and their owners"
+                )
+            T = phones_BT.shape[1]
+            # Behind the last phone the last word stays current.
+            padded = [F.pad(item, (0, T - len(item)), value=int(item[-1])) for item in owners]
+            states_BSD = pad_sequence(list(states), batch_first=True).to(embedded_BTW.dtype)
+            lengths_B = torch.tensor([len(item) for item in states], device=device)
+            places_S = torch.arange(states_BSD.shape[1], device=device)
+            text.core = torch.stack(padded), places_S, (places_S >= lengths_B[:, None])[:, None]
+            text.core_keys = [layer.core.keys(states_BSD) for layer in self.layers]
+        return text
+
+    def _steps(self, text: _Text, before_BNK: Tensor) -> Tensor:
+        """Return float32[B, N, 4] of the next N steps of a text, which is told of them from then on."""
+        first, N = text.done, before_BNK.shape[1]
+        text.done = first + N
+        embedded_BNW = text.embedded_BTW[:, first : text.done]
+        x_BNW = embedded_BNW + self.before(before_BNK) + text.style_B1W
+        x_BNW = F.dropout(x_BNW, self.dropout, self.training)
+        steps_N1 = torch.arange(first, text.done, device=x_BNW.device)[:, None]
+        behind_1NT = (torch.arange(text.done, device=x_BNW.device) - steps_N1)[None]
+        apart_1NT = (torch.arange(text.embedded_BTW.shape[1], device=x_BNW.device) - steps_N1)[None]
+        ahead_BNT = (apart_1NT > self.phones_ahead) | text.absent_B1T
+        for number, layer in enumerate(self.layers):
+            own = layer.self_attention.keys(x_BNW)
+            if number < len(text.own_keys):
+                own = tuple(torch.cat(parts, dim=2) for parts in zip(text.own_keys[number], own, strict=True))
+                text.own_keys[number] = own
+            else:
+                text.own_keys.append(own)
+            core = None
+            if text.core is not None:
+                owners_BT, places_S, missing_B1S = text.core
+                owners_BN1 = owners_BT[:, first : text.done, None]
+                opened_BN1 = (owners_BN1 // self.chunk + 1) * self.chunk
+                core = (text.core_keys[number], places_S - owners_BN1, (places_S >= opened_BN1) | missing_B1S)
+            looked = (own, behind_1NT, behind_1NT > 0), (text.phone_keys[number], apart_1NT, ahead_BNT), core
+            x_BNW = layer(x_BNW, *looked, self.dropout)
+        out: Tensor = self.output(self.norm(x_BNW)).float()
         return out
 
-    def _core(
-        self,
-        T: int,
-        phones: Sequence[Tensor],
-        states: Sequence[Tensor] | None,
-        owners: Sequence[Tensor] | None,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return the states, how far each is from a step's own, and which are not there yet."""
-        if not self.uses_core:
-            return None
-        if states is None or owners is None or len(states) != len(phones) or len(owners) != len(phones):
-            raise ValueError(
-                "this prosody model looks at the core: give the states of each utterance, and their owners"
-            )
-        device = self.output.weight.device
-        S = max(map(len, states))
-        states_BSD = pad_sequence(list(states), batch_first=True)
-        # Behind the last phone the last word stays current.
-        padded = [F.pad(item, (0, max(0, T - len(item))), value=int(item[-1]))[:T] for item in owners]
-        owners_BT1 = torch.stack(padded)[..., None]
-        places_S = torch.arange(S, device=device)
-        there_B11 = torch.tensor([len(item) for item in states], device=device)[:, None, None]
-        opened_BT1 = (owners_BT1 // self.chunk + 1) * self.chunk
-        return states_BSD, places_S - owners_BT1, (places_S >= opened_BT1) | (places_S >= there_B11)
+
+@dataclass
+class _Text:
+    """A text that is being spoken: what its steps look at, and of those that were run what later ones look at."""
+
+    embedded_BTW: Tensor
+    style_B1W: Tensor
+    absent_B1T: Tensor  # bool: behind the end of an utterance
+    phone_keys: list[Keys] = field(default_factory=list)  # of each layer
+    core_keys: list[Keys] = field(default_factory=list)
+    # Of the core: the position of each phone's word int64[B, T], all positions int64[S], bool: behind the end.
+    core: tuple[Tensor, Tensor, Tensor] | None = None
+    own_keys: list[Keys] = field(default_factory=list)
+    done: int = 0  # steps
 
 
 class ProsodyLayer(nn.Module):
@@ -207,25 +235,20 @@ class ProsodyLayer(nn.Module):
         self.forwards = nn.ModuleList(FeedForward(width, hidden, norm_eps) for _ in range(2))
 
     def forward(
-        self,
-        x_BTW: Tensor,
-        before: tuple[Tensor, Tensor],
-        linguistic: tuple[Tensor, Tensor, Tensor],
-        core: tuple[Tensor, Tensor, Tensor] | None,
-        dropout: float,
+        self, x_BNW: Tensor, own: Sight, linguistic: Sight, core: Sight | None, dropout: float
     ) -> Tensor:
-        """Map float[B, T, W]; each of the others is what is looked at, how far away it is, and what is unseen."""
+        """Map float[B, N, W]; each of the others is keys and values, how far away they are, which are unseen."""
 
-        def added(part_BTW: Tensor) -> Tensor:
-            return F.dropout(part_BTW, dropout, self.training)
+        def added(part_BNW: Tensor) -> Tensor:
+            return F.dropout(part_BNW, dropout, self.training)
 
-        x_BTW = x_BTW + added(self.self_attention(x_BTW, x_BTW, *before))
-        x_BTW = x_BTW + added(self.phones(x_BTW, *linguistic))
+        x_BNW = x_BNW + added(self.self_attention.look(x_BNW, *own))
+        x_BNW = x_BNW + added(self.phones.look(x_BNW, *linguistic))
         if self.core is not None and core is not None:
-            x_BTW = x_BTW + added(self.core(x_BTW, *core))
+            x_BNW = x_BNW + added(self.core.look(x_BNW, *core))
         for part in self.forwards:
-            x_BTW = x_BTW + added(part(x_BTW))
-        return x_BTW
+            x_BNW = x_BNW + added(part(x_BNW))
+        return x_BNW
 
 
 class FeedForward(nn.Module):

@@ -43,7 +43,7 @@ class Batch:
     documents_BS: Tensor | None = None  # int64, of packed rows: the document's number, -1 in the padding
     media: dict[str, Media] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)  # "file:line" of each row, or document, for messages
-    # What a row, or document, says of itself to a step that asks for more than tokens; empty where none does.
+    # What a row, or document, says of itself to a step that asks for more than tokens.
     labels: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property

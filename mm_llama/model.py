@@ -108,6 +108,16 @@ class MultimodalLlama(nn.Module):
             )
         return self.modality[modality.reads].encoder
 
+    def spoken(self, kind: str) -> Spoken:
+        """Return a part of the voice by name. Raises ValueError, saying how to get one, when there is none."""
+        if kind not in self.modality:
+            raise ValueError(
+                f"there is no {kind} here: train one with `mm-llama train stage={kind}` and attach its run (in a stage "
+                f"of your own: modality/{kind}=NAME)"
+            )
+        found: Spoken = self.modality[kind]
+        return found
+
     def forward(
         self,
         tokens_BS: Tensor,

@@ -24,7 +24,7 @@ from mm_llama.data.loader import Loader
 from mm_llama.data.media import KEYS, medium_reader, num_mel_frames
 from mm_llama.data.mix import Mixture
 from mm_llama.data.samples import MediaRef, Sample, SizeOf, content_key, distinct_media, make_sample
-from mm_llama.data.sources import Source
+from mm_llama.data.sources import Source, evenly
 from mm_llama.dtypes import choose_dtype
 from mm_llama.eval.answers import answer_accuracy
 from mm_llama.model import MultimodalLlama
@@ -340,7 +340,7 @@ def _evaluation(
         return None
     rows = [(source, index) for source in sources for index in range(len(source))]
     # An even stride over the held-out rows, the same at every evaluation and in every run.
-    chosen = rows if not limit or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
+    chosen = (rows[place] for place in evenly(len(rows), limit))
     samples = [make_sample(source.row(index), chat, media_keys=KEYS) for source, index in chosen]
     # A step that answers cannot measure brings its own.
     measure = getattr(step, "evaluate", answer_accuracy)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mm_llama.cli.eval_speech import check_beam
 from mm_llama.cli.say import speaker_of, voice_runs, write_wav
 from mm_llama.data.decode import open_image
 from mm_llama.data.video import medium_of, probe_clip
@@ -51,12 +52,11 @@ def main(argv: list[str]) -> int:
     files, question = _files_and_question(options.words)
     media = [_open(file) for file in files]
     adapters = _adapters(options.adapter, media, options.core)
-    if options.speak:
-        adapters += voice_runs(None) if options.adapter is None else []
+    if options.speak and options.adapter is None:
+        adapters += voice_runs(None)
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
-    if options.beam < 0:
-        raise ValueError(f"--beam is {options.beam}, expected a number of readings, or 0 for no search")
+    check_beam(options.beam)
     if options.beam and not any(medium.kind == "speech" for medium in media):
         raise ValueError(f"--beam {options.beam} searches what a recording says, and no recording was given")
 

@@ -296,17 +296,14 @@ def _numbers(text: str) -> list[int]:
 def _captions(args: argparse.Namespace) -> dict[str, Any]:
     _needs_adapter(args)
     model, tokenizer, chat = _load(args)
+    from mm_llama.data.sources import evenly
     from mm_llama.eval.pairs import evaluate_pairs, generate_captions, read_captions
     from mm_llama.stage_run import MediaReader
 
     source = source_of(args.data, args.adapter, args.split)
     media = MediaReader(model)
     media.prepare([source])
-    num = len(source)
-    chosen = (
-        [index * num // args.limit for index in range(args.limit)] if 0 < args.limit < num else range(num)
-    )
-    captions = read_captions([source.row(index) for index in chosen], chat)
+    captions = read_captions([source.row(index) for index in evenly(len(source), args.limit)], chat)
     reader: dict[str, Any] = {"load_media": media.load_media, "encoded": media.encoded}
     result = evaluate_pairs(
         model,

@@ -90,12 +90,17 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     return result.to_json()
 
 
-def beam_search(beam: int) -> Any:
-    """Return the search that `--beam` asks for, None for 0. Raises ValueError for a number below."""
-    from mm_llama.generation.beam import BeamSearch
-
+def check_beam(beam: int) -> None:
+    """Raise ValueError for a `--beam` below 0."""
     if beam < 0:
         raise ValueError(f"--beam is {beam}, expected a number of readings, or 0 for no search")
+
+
+def beam_search(beam: int) -> Any:
+    """Return the search that `--beam` asks for, None for 0. Raises ValueError for a number below."""
+    check_beam(beam)
+    from mm_llama.generation.beam import BeamSearch
+
     return BeamSearch(beam) if beam else None
 
 

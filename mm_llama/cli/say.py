@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_llama.voice import check_factor
+
 if TYPE_CHECKING:
     from mm_llama.assistant import Assistant
     from mm_llama.voice.speak import Said, Speaker
@@ -30,9 +32,8 @@ EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     """Speak one text; exit code 0."""
     options = _parser().parse_args(argv)
-    for name, value in (("rate", options.rate), ("pitch", options.pitch)):
-        if not 0.5 <= value <= 2:
-            raise ValueError(f"--{name} is {value}, expected a factor from 0.5 to 2")
+    check_factor("--rate", options.rate)
+    check_factor("--pitch", options.pitch)
     if options.raw != (options.output == "-"):
         raise ValueError(
             "--raw writes samples to standard output, and nothing else does: give -o - --raw together"

@@ -38,7 +38,7 @@ def collate(samples: Sequence[Sample], load_media: LoadMedia, *, encoded: Collec
             for kind in sorted({ref.kind for sample in samples for ref in sample.media})
         },
         sources=[sample.source for sample in samples],
-        labels=[sample.labels for sample in samples] if any(sample.labels for sample in samples) else [],
+        labels=[sample.labels for sample in samples],
     )
 
 

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from mm_llama.data.normalization_templates import TEMPLATES
+from mm_llama.data.recipes import _folder, _split
 from mm_llama.data.sentences import sentences
 from mm_llama.data.sources import JsonlChat
 from mm_llama.data.spoken_rows import SPLITS, write_rows
@@ -30,6 +31,7 @@ OFTEN = {
     "acronym": 3,
     "acronym_word": 3,
 } | dict.fromkeys(("digits", "year", "date", "fraction", "ratio", "time", "decimal", "version"), 6)
+HELD_OUT = {"holdout": 3, "test": 7}  # of each eight templates
 SENTENCE = "sentence"
 SENTENCES_WEIGHT = 4
 LEAST_SENTENCES = 10
@@ -48,16 +50,11 @@ def normalization(
 
     Raises ValueError for another split, or when the texts hold too few sentences.
     """
-    from mm_llama.data.recipes import _folder
-
     roots = [root] if isinstance(root, str | Path) else list(root)
     names = [Path(one).name for one in roots]
     folder = _folder(out, repr([VERSION, num_train, num_held_out, seed, names]))
-    if split not in SPLITS:
-        raise ValueError(
-            f"text normalisation has no split {split!r} (data.*.split); it has {', '.join(SPLITS)}"
-        )
-    if not (folder / f"{split}.jsonl").is_file():
+    path = _split({one: folder / f"{one}.jsonl" for one in SPLITS}, split, "text normalisation")
+    if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         found = sentences(roots, seed)
         if len(found) < LEAST_SENTENCES:
@@ -70,16 +67,15 @@ def normalization(
         shares = {"train": found[len(found) // 5 :], "holdout": found[: len(found) // 10]}
         shares["test"] = found[len(found) // 10 : len(found) // 5]
         write_rows(folder, {one: rows(one, counts[one], shares[one], seed) for one in SPLITS})
-    return JsonlChat(folder / f"{split}.jsonl")
+    return JsonlChat(path)
 
 
 def templates_of(split: str) -> dict[str, list[str]]:
     """Return the templates of a split by class."""
-    places = {"train": range(8), "holdout": (3,), "test": (7,)}[split]
-    taken = set(places) - ({3, 7} if split == "train" else set())
+    taken = {HELD_OUT[split]} if split in HELD_OUT else set(range(8)) - set(HELD_OUT.values())
     return {
-        name: [one for place, one in enumerate(all_) if place % 8 in taken]
-        for name, all_ in TEMPLATES.items()
+        name: [one for place, one in enumerate(every) if place % 8 in taken]
+        for name, every in TEMPLATES.items()
     }
 
 
@@ -109,7 +105,7 @@ def rows(split: str, count: int, found: Sequence[str], seed: int = 0) -> Iterato
 def filled(template: str, random: Random) -> Form:
     """Return a template's text with forms drawn for its slots, and the rule of each of its tokens.
 
-    A text that begins with a slot is what a sentence may begin with: it is left as it is.
+    Raises ValueError, naming it, for a template whose rules are not as many as the tokens.
     """
     text, rules, place = "", list[str](), 0
     for slot in _SLOT.finditer(template):

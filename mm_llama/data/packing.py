@@ -44,7 +44,7 @@ def collate_packed(
         batch,
         documents_BS=documents_BS,
         sources=[sample.source for sample in samples],
-        labels=[sample.labels for sample in samples] if any(sample.labels for sample in samples) else [],
+        labels=[sample.labels for sample in samples],
     )
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +40,11 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.source}: {self.what}"
+
+
+def evenly(num: int, limit: int) -> Sequence[int]:
+    """Return the indices of `limit` of `num` rows at even strides, the same ones every time; 0 means all."""
+    return [index * num // limit for index in range(limit)] if 0 < limit < num else range(num)
 
 
 class Source(Protocol):

@@ -79,10 +79,13 @@ def too_few(
     )
 
 
-def write_flac(path: Path, sound: Sound) -> float:
-    """Write a 16 kHz recording and return its seconds. The file appears whole."""
-    if sound.rate != RATE:
-        raise ValueError(f"recordings are written at {RATE:,} samples a second, this one has {sound.rate:,}")
+def write_flac(path: Path, sound: Sound, rate: int = RATE) -> float:
+    """Write a recording of 16 kHz, or of another `rate` that is asked for, and return its seconds.
+
+    The file appears whole. Raises ValueError for a recording of any other rate.
+    """
+    if sound.rate != rate:
+        raise ValueError(f"recordings are written at {rate:,} samples a second, this one has {sound.rate:,}")
     try:
         import soundfile
     except ImportError:
@@ -91,7 +94,7 @@ def write_flac(path: Path, sound: Sound) -> float:
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    soundfile.write(partial, sound.samples.clamp(-1, 1).numpy(), RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(partial, sound.samples.clamp(-1, 1).numpy(), rate, format="FLAC", subtype="PCM_16")
     os.replace(partial, path)
     return sound.seconds
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mm_llama.data.augment import change_speed
 from mm_llama.data.sound import RATE, Sound, open_sound
+from mm_llama.voice import check_factor
 
 MODULE = "hibari"
 DURATIONS = b"/Clip_output_0"  # of the network: one number for each phone
@@ -75,9 +76,8 @@ class Hibari:
 
         `speed` and `pitch` are factors from a half to two. Raises ValueError for a text with nothing to say.
         """
-        for name, value in (("speed", speed), ("pitch", pitch)):
-            if not 0.5 <= value <= 2:
-                raise ValueError(f"{name} is {value}, expected a factor from 0.5 to 2")
+        check_factor("speed", speed)
+        check_factor("pitch", pitch)
         samples = self.engine(text, speed=speed / pitch, seed=seed)
         if not len(samples):
             raise ValueError(f"the engine finds nothing to say in {text!r}")

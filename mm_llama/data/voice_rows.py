@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from mm_llama.data.recipes import _folder, _split
 from mm_llama.data.sentences import sentences
+from mm_llama.data.sound import Sound
 from mm_llama.data.sources import JsonlChat, Row
-from mm_llama.data.spoken_rows import write_split
+from mm_llama.data.spoken_rows import too_few, write_flac, write_split
 from mm_llama.data.text_to_speech import Hibari
 
 VERSION = 1
@@ -34,9 +34,11 @@ class VoiceRows(JsonlChat):
     def row(self, index: int) -> Row:
         """Return a row, the path of its recording whole."""
         row = super().row(index)
-        labels = dict(row.extra["labels"])
-        labels["audio"] = str(Path(self.path).parent / labels["audio"])
-        return replace(row, extra={**row.extra, "labels": labels})
+        labels = row.extra.get("labels")
+        if not isinstance(labels, dict) or "audio" not in labels:
+            return row  # who asks for its labels says what is missing
+        audio = str(self.path.parent / labels["audio"])
+        return replace(row, extra={**row.extra, "labels": {**labels, "audio": audio}})
 
 
 def taught_voice(
@@ -53,36 +55,31 @@ def taught_voice(
     Raises ValueError for another split, or when there are too few sentences.
     """
     roots = [root] if isinstance(root, str | Path) else list(root)
-    key = repr([VERSION, num_train, num_holdout, seed, [Path(one).name for one in roots]])
-    folder = Path(out) / hashlib.sha256(key.encode()).hexdigest()[:12]
+    options = repr([VERSION, num_train, num_holdout, seed, [Path(one).name for one in roots]])
+    folder = _folder(out, options)
     files = {name: folder / f"{name}.jsonl" for name in ("train", "holdout")}
-    if split not in files:
-        raise ValueError(f"a taught voice has no split {split!r} (data.*.split); it has {', '.join(files)}")
-    if not all(path.is_file() for path in files.values()):
+    path = _split(files, split, "a taught voice")
+    if not all(file.is_file() for file in files.values()):
         found, wanted = sentences(roots, seed), num_train + num_holdout
         if len(found) < wanted:
-            raise ValueError(
-                f"{', '.join(map(str, roots))} hold {len(found):,} sentences that can be said, fewer than the "
-                f"{wanted:,} asked for"
-            )
+            raise too_few(roots, "sentences that can be said", len(found), num_train, num_holdout)
         write_split(folder, _taught(found[:wanted], folder, Hibari(engine)), num_holdout)
-    return VoiceRows(files[split])
+    return VoiceRows(path)
 
 
 def _taught(texts: Sequence[str], folder: Path, engine: Hibari) -> list[dict[str, Any]]:
-    (folder / "clips").mkdir(parents=True, exist_ok=True)
     told, rows = time.monotonic(), []
 
     def one(text: str) -> dict[str, Any]:
         phones = engine.phones(text)
         taught = engine.teach(phones)
         name = f"clips/{hashlib.sha256(text.encode()).hexdigest()[:20]}.flac"
-        write_flac_at(folder / name, taught.samples, taught.rate)
+        seconds = write_flac(folder / name, Sound(taught.samples, taught.rate), taught.rate)
         f0 = [round(hz) if hz >= LEAST_HZ else 0 for hz in taught.f0_F.tolist()]
         labels = {"phones": phones, "frames": taught.frames, "f0": f0, "audio": name}
         return {
             "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": text}],
-            "extra": {"labels": labels, "seconds": round(len(taught.samples) / taught.rate, 3)},
+            "extra": {"labels": labels, "seconds": round(seconds, 3)},
         }
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -92,12 +89,3 @@ def _taught(texts: Sequence[str], folder: Path, engine: Hibari) -> list[dict[str
                 told = time.monotonic()
                 print(f"taught {number:,}/{len(texts):,}", file=sys.stderr)
     return rows
-
-
-def write_flac_at(path: Path, samples: Tensor, rate: int) -> None:
-    """Write a recording at any rate. The file appears whole."""
-    import soundfile
-
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    soundfile.write(partial, samples.clamp(-1, 1).numpy(), rate, format="FLAC", subtype="PCM_16")
-    os.replace(partial, path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mm_llama.core.chat import ChatFormat, Text
 from mm_llama.core.tokenizer import Tokenizer
-from mm_llama.data.sources import Row, Source
+from mm_llama.data.sources import Row, Source, evenly
 from mm_llama.eval.statistics import Accuracy
 from mm_llama.eval.vqa_result import write_text
 from mm_llama.model import MultimodalLlama
@@ -123,9 +123,7 @@ def evaluate_normalization(
 
     Raises ValueError without a normaliser, and for a row without rules that fit its text.
     """
-    num = len(source)
-    chosen = range(num) if not limit or limit >= num else [index * num // limit for index in range(limit)]
-    rows = [source.row(index) for index in chosen]
+    rows = [source.row(index) for index in evenly(len(source), limit)]
     if not rows:
         raise ValueError("there are no texts to read")
     truths = []

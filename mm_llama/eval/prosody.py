@@ -18,13 +18,13 @@ from torch import Tensor
 
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.tokenizer import Tokenizer
-from mm_llama.data.sources import Source
+from mm_llama.data.sources import Source, evenly
 from mm_llama.eval.normalization import text_of
 from mm_llama.model import MultimodalLlama
 from mm_llama.voice.predicted import given, prosody_model_of
 from mm_llama.voice.prosody import F0_SCALE, LENGTH_SCALE, POWER_SCALE, features_of, measured
 from mm_llama.voice.recorded import recorded
-from mm_llama.voice.tagging import answer_places, written
+from mm_llama.voice.tagging import written_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,22 +130,17 @@ def evaluate_prosody(
     Raises ValueError without a prosody model, and for rows that are no recordings.
     """
     adapter = prosody_model_of(model).adapter
-    num = len(source)
-    chosen = range(num) if not limit or limit >= num else [index * num // limit for index in range(limit)]
-    rows = [source.row(index) for index in chosen]
+    rows = [source.row(index) for index in evenly(len(source), limit)]
     result = ProsodyResult([], [])
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]
-        rendered = [chat.render(written(text_of(row))) for row in part]
-        tokens_BS = torch.zeros(len(part), max(len(one.tokens) for one in rendered), dtype=torch.long)
-        texts = []
-        for number, (row, one) in enumerate(zip(part, rendered, strict=True)):
-            tokens_BS[number, : len(one.tokens)] = torch.tensor(one.tokens)
-            texts.append((text_of(row), answer_places(one.tokens, one.targets, chat)))
+        tokens_BS, texts = written_rows([text_of(row) for row in part], chat)
+        spoken = []
+        for row in part:
             labels = row.extra.get("labels") or {}
             take = recorded(labels, row.source, mel.rate, mel.hop)
             result.truths.append(features_of(measured(take, mel(take.samples))))
-        spoken = [row.extra["labels"]["phones"] for row in part]
+            spoken.append(labels["phones"])
         with torch.inference_mode():
             asked = given(model, tokens_BS.to(model.device), texts, spoken, tokenizer)
             result.found += [one.cpu() for one in adapter.predict(asked.phones, asked.states, asked.owners)]

@@ -20,7 +20,7 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.collate import LoadMedia, collate
 from mm_llama.data.media import KEYS
 from mm_llama.data.samples import MediaRef, Sample, content_key, said_in
-from mm_llama.data.sources import Row, Source
+from mm_llama.data.sources import Row, Source, evenly
 from mm_llama.eval.speech_scores import (
     ErrorRate,
     TranslationScore,
@@ -190,12 +190,8 @@ def read_asked(source: Source, *, limit: int = 0) -> list[Asked]:
 
     `limit` > 0 takes that many at even strides. Raises ValueError for a row without a recording.
     """
-    num = len(source)
-    chosen: Sequence[int] = range(num)
-    if 0 < limit < num:
-        chosen = [index * num // limit for index in range(limit)]
     found = []
-    for row in map(source.row, chosen):
+    for row in map(source.row, evenly(len(source), limit)):
         parts = [part for message in row.messages[:-1] for part in message.parts]
         if not any(isinstance(part, MediaPart) and part.kind == KIND for part in parts):
             raise ValueError(f"{row.source}: there is no recording in what is asked here")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mm_llama.data.augment import mix
 from mm_llama.data.sound import open_sound
-from mm_llama.data.sources import Source
+from mm_llama.data.sources import Source, evenly
 from mm_llama.eval.normalization import text_of
 from mm_llama.eval.speech_scores import ErrorRate, align, error_rate
 from mm_llama.eval.vqa_result import write_text
@@ -118,16 +118,11 @@ def evaluate_voice(
     """Speak rows with `labels` of a voice again and let `judge` write down what is heard.
 
     `mel` makes the voice's log-mels of samples; `noise` adds white noise, that many dB below the speech; `limit` rows
-    at even strides. Raises ValueError when neither part of a voice is attached, and for rows that are no recordings.
+    at even strides. Raises ValueError without a vocoder, and for rows that are no recordings.
     """
-    vocoder, acoustic = (_adapter(model, kind) for kind in ("tts_vocoder", "tts_acoustic"))
-    if vocoder is None:
-        raise ValueError(
-            "there is no vocoder: give the run of stage=tts_vocoder, and of stage=tts_acoustic, with --adapter"
-        )
-    num = len(source)
-    chosen = range(num) if not limit or limit >= num else [index * num // limit for index in range(limit)]
-    rows = [source.row(index) for index in chosen]
+    vocoder = model.spoken("tts_vocoder").adapter
+    acoustic: Any = model.spoken("tts_acoustic").adapter if "tts_acoustic" in model.modality else None
+    rows = [source.row(index) for index in evenly(len(source), limit)]
     result = VoiceResult([text_of(row) for row in rows], 0.0, noise)
     sides = ["teacher", "vocoder", *(["voice"] if acoustic is not None else [])]
     for number, row in enumerate(rows):
@@ -155,10 +150,6 @@ def evaluate_voice(
         if progress is not None:
             progress("recordings", number + 1, len(rows))
     return result
-
-
-def _adapter(model: MultimodalLlama, kind: str) -> Any:
-    return model.modality[kind].adapter if kind in model.modality else None
 
 
 def with_noise(samples_T: Tensor, decibels: float, seed: int) -> Tensor:

@@ -22,7 +22,7 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.data.collate import LoadMedia, collate
 from mm_llama.data.media import KEYS
 from mm_llama.data.samples import MediaRef, Sample
-from mm_llama.data.sources import Row, Source
+from mm_llama.data.sources import Row, Source, evenly
 from mm_llama.eval.greedy import answer_greedily, score_candidates
 from mm_llama.eval.vqa_result import SIDES, Question, VQAResult, majority_answers, normalise, pictures_of
 from mm_llama.model import MultimodalLlama
@@ -36,9 +36,7 @@ def read_questions(source: Source, *, limit: int = 0) -> list[Question]:
     `extra` may hold `question` and `type`; else the last user text is the question and its type is "all".
     `limit` > 0 takes that many rows at even strides, the same ones every time.
     """
-    num = len(source)
-    chosen = range(num) if not limit or limit >= num else [index * num // limit for index in range(limit)]
-    return [_question(source.row(index)) for index in chosen]
+    return [_question(source.row(index)) for index in evenly(len(source), limit)]
 
 
 def evaluate_vqa(

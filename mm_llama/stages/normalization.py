@@ -60,7 +60,7 @@ class Tag:
     def _tagged(self, model: MultimodalLlama, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         if self.chat is None:
             raise ValueError("the step was not told of its model and tokenizer: call `meet` first")
-        rows = written_rows(batch, self.chat)
+        rows = answered_rows(batch, self.chat)
         rules = []
         for (text, _), labels, source in zip(rows, _labels(batch), batch.sources, strict=True):
             names = labels["rules"].split()
@@ -74,7 +74,7 @@ class Tag:
         return tagged(model, batch.tokens_BS, rows, self.chat.tokenizer), rules
 
 
-def written_rows(batch: Batch, chat: ChatFormat) -> list[tuple[str, list[int]]]:
+def answered_rows(batch: Batch, chat: ChatFormat) -> list[tuple[str, list[int]]]:
     """Return the text that each row has as its answer, and the positions of the core's tokens of it.
 
     Raises ValueError, naming the row, for one without an answer, and for packed rows.
@@ -94,8 +94,8 @@ def written_rows(batch: Batch, chat: ChatFormat) -> list[tuple[str, list[int]]]:
 
 
 def _labels(batch: Batch) -> list[Mapping[str, Any]]:
-    for number, source in enumerate(batch.sources):
-        if number >= len(batch.labels) or not isinstance(batch.labels[number].get("rules"), str):
+    for labels, source in zip(batch.labels, batch.sources, strict=True):
+        if not isinstance(labels.get("rules"), str):
             raise ValueError(
                 f'{source}: the row has no rules; give {{"extra": {{"labels": {{"rules": "PLAIN CARDINAL ..."}}}}}}'
             )

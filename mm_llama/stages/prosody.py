@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mm_llama.batch import Batch
 from mm_llama.core.chat import ChatFormat
 from mm_llama.model import MultimodalLlama
-from mm_llama.stages.normalization import written_rows
+from mm_llama.stages.normalization import answered_rows
 from mm_llama.stages.steps import StepOutput
 from mm_llama.stages.voice import labels_of, recorded_rows
 from mm_llama.voice.predicted import Given, given, prosody_model_of
@@ -78,7 +78,7 @@ class Prosody:
         if self.chat is None:
             raise ValueError("the step was not told of its model and tokenizer: call `meet` first")
         truths = [features_of(measured(one, self.mel(one.samples))) for one in recorded_rows(batch, self.mel)]
-        rows = written_rows(batch, self.chat)
+        rows = answered_rows(batch, self.chat)
         spoken = [labels["phones"] for labels in labels_of(batch)]
         return given(model, batch.tokens_BS, rows, spoken, self.chat.tokenizer), truths
 

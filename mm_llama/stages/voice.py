@@ -51,7 +51,7 @@ class Acoustic:
         return {"mel_distance": total / max(1, count)}
 
     def _spoken(self, model: MultimodalLlama, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        adapter = _adapter(model, ACOUSTIC)
+        adapter = model.spoken(ACOUSTIC).adapter
         utterances, truths = [], []
         for one in recorded_rows(batch, self.mel):
             mel = self.mel(one.samples)
@@ -75,7 +75,7 @@ class Vocode:
 
     def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
         """Return the distance, summed over recordings."""
-        adapter = _adapter(model, VOCODER)
+        adapter = model.spoken(VOCODER).adapter
         hop, cold = adapter.hop, adapter.frames_ahead + adapter.size // (2 * adapter.hop)
         mels, truths = [], []
         for one in recorded_rows(batch, self.mel):
@@ -96,7 +96,7 @@ class Vocode:
 
     def evaluate(self, model: MultimodalLlama, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the mean distance over whole recordings."""
-        adapter, found = _adapter(model, VOCODER), []
+        adapter, found = model.spoken(VOCODER).adapter, []
         for batch in batches:
             for one in recorded_rows(batch, self.mel):
                 with torch.inference_mode():
@@ -105,17 +105,10 @@ class Vocode:
         return {"stft_distance": sum(found) / max(1, len(found))}
 
 
-def _adapter(model: MultimodalLlama, kind: str) -> Any:
-    if kind not in model.modality:
-        raise ValueError(f"this step needs modality/{kind}=NAME, and there is none")
-    return model.modality[kind].adapter
-
-
 def labels_of(batch: Batch) -> Sequence[Mapping[str, Any]]:
     """Return the labels of each row. Raises ValueError, naming the row, where one of a voice is missing."""
-    for number, source in enumerate(batch.sources):
-        known = batch.labels[number] if number < len(batch.labels) else {}
-        if missing := sorted({"phones", "frames", "f0", "audio"} - set(known)):
+    for labels, source in zip(batch.labels, batch.sources, strict=True):
+        if missing := sorted({"phones", "frames", "f0", "audio"} - set(labels)):
             raise ValueError(
                 f"{source}: the row's labels have no {missing[0]!r}; a voice needs phones, frames, f0, audio"
             )

@@ -31,12 +31,7 @@ class Given:
 
 def prosody_model_of(model: MultimodalLlama) -> Spoken:
     """Return the prosody model. Raises ValueError when there is none, or one of other phones."""
-    if KIND not in model.modality:
-        raise ValueError(
-            f"there is no prosody model: train one with `mm-llama train stage={KIND}` and attach its run "
-            f"(in a stage of your own: modality/{KIND}=NAME)"
-        )
-    modality: Spoken = model.modality[KIND]
+    modality = model.spoken(KIND)
     if modality.adapter.num_phones != NUM_PHONES:
         raise ValueError(
             f"modality.{KIND}.adapter.num_phones is {modality.adapter.num_phones}, but there are {NUM_PHONES} phones"

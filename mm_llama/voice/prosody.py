@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.voice import check_factor
 from mm_llama.voice.recorded import Recorded
 
 Utterance = tuple[
@@ -57,9 +58,8 @@ def utterance_of(phones_P: Tensor, features_P4: Tensor, rate: float = 1.0, pitch
 
     `rate` makes it faster, `pitch` higher, as factors. Raises ValueError for factors outside 0.5 to 2.
     """
-    for name, factor in (("rate", rate), ("pitch", pitch)):
-        if not 0.5 <= factor <= 2:
-            raise ValueError(f"{name} is {factor}, expected a factor from 0.5 to 2")
+    check_factor("rate", rate)
+    check_factor("pitch", pitch)
     frames_P = (features_P4[:, 0] / LENGTH_SCALE + LENGTH_CENTER).exp() / rate
     voiced_P = (features_P4[:, 2] > 0).float()
     higher = float(torch.tensor(pitch).log()) * F0_SCALE

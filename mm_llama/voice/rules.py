@@ -116,7 +116,11 @@ def in_words(number: int, to: str = "cardinal", language: str = "en") -> str:
 
     try:
         return str(num2words(number, to=to, lang=language)).replace(",", "").replace("-", " ")
-    except (NotImplementedError, OverflowError, TypeError) as error:
+    except (
+        NotImplementedError,
+        OverflowError,
+        TypeError,
+    ) as error:  # what num2words raises for a language or number
         raise Unreadable(f"no {to} words for {number} in {language!r}") from error
 
 

@@ -20,15 +20,15 @@ from torch import Tensor
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
+from mm_llama.voice import check_factor
 from mm_llama.voice.predicted import given, prosody_model_of
 from mm_llama.voice.prosody import utterance_of
 from mm_llama.voice.tagging import KIND as NORMALIZER
-from mm_llama.voice.tagging import answer_places, read, written
+from mm_llama.voice.tagging import read, written_rows
 
 LONGEST = 300  # characters that are spoken in one breath
 _ENDS = re.compile(r"(?<=[.!?…])[\"')\]”’]*\s+")
 _PAUSES = re.compile(r"(?<=[,;:—–)])\s+")
-PARTS = {"tts_prosody": "how it is said", "tts_acoustic": "its log-mels", "tts_vocoder": "its samples"}
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,13 @@ class Speaker:
         rate: float = 1.0,
         pitch: float = 1.0,
     ) -> None:
-        for kind, what in PARTS.items():
-            if kind not in model.modality:
-                raise ValueError(
-                    f"this voice lacks {kind} ({what}): train it with `mm-llama train stage={kind}` and attach its run"
-                )
-        utterance_of(
-            torch.zeros(1, dtype=torch.long), torch.zeros(1, 4), rate, pitch
-        )  # refuses wrong factors
+        check_factor("rate", rate)
+        check_factor("pitch", pitch)
+        prosody_model_of(model)
+        self.acoustic: Any = model.spoken("tts_acoustic").adapter
+        self.vocoder: Any = model.spoken("tts_vocoder").adapter
         self.model, self.tokenizer, self.chat, self.phones = model, tokenizer, chat, phones
         self.rate, self.pitch = rate, pitch
-        self.vocoder: Any = model.modality["tts_vocoder"].adapter
-        self.acoustic: Any = model.modality["tts_acoustic"].adapter
 
     @property
     def samples_a_second(self) -> int:
@@ -95,11 +90,9 @@ class Speaker:
 
     def spoken(self, words: str, phones: str) -> Said:
         """Return words of one breath with their sound."""
-        rendered = self.chat.render(written(words))
-        places = answer_places(rendered.tokens, rendered.targets, self.chat)
-        tokens_1S = torch.tensor([rendered.tokens], device=self.model.device)
+        tokens_1S, rows = written_rows([words], self.chat)
         with torch.inference_mode():
-            asked = given(self.model, tokens_1S, [(words, places)], [phones], self.tokenizer)
+            asked = given(self.model, tokens_1S.to(self.model.device), rows, [phones], self.tokenizer)
             adapter = prosody_model_of(self.model).adapter
             (features_P4,) = adapter.predict(asked.phones, asked.states, asked.owners)
             utterance = utterance_of(asked.phones[0], features_P4, self.rate, self.pitch)

@@ -26,15 +26,11 @@ KIND = "tts_normalization"
 
 def normalizer_of(model: MultimodalLlama) -> Spoken:
     """Return the normaliser of a model. Raises ValueError when it has none, or one for other rules than there are."""
-    if KIND not in model.modality:
+    modality = model.spoken(KIND)
+    if modality.adapter.num_rules != len(NAMES):
         raise ValueError(
-            f"there is no normaliser: train one with `mm-llama train stage={KIND}` and attach its run "
-            f"(in a stage of your own: modality/{KIND}=NAME)"
+            f"modality.{KIND}.adapter.num_rules is {modality.adapter.num_rules}, but there are {len(NAMES)} rules"
         )
-    modality: Spoken = model.modality[KIND]
-    known = modality.adapter.num_rules
-    if known != len(NAMES):
-        raise ValueError(f"modality.{KIND}.adapter.num_rules is {known}, but there are {len(NAMES)} rules")
     return modality
 
 
@@ -83,12 +79,7 @@ def read(
     )
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        rendered = [chat.render(written(texts[place])) for place in chosen]
-        tokens_BS = torch.zeros(len(chosen), max(len(row.tokens) for row in rendered), dtype=torch.long)
-        rows = []
-        for number, (place, row) in enumerate(zip(chosen, rendered, strict=True)):
-            tokens_BS[number, : len(row.tokens)] = torch.tensor(row.tokens)
-            rows.append((texts[place], answer_places(row.tokens, row.targets, chat)))
+        tokens_BS, rows = written_rows([texts[place] for place in chosen], chat)
         with torch.inference_mode():
             scores = tagged(model, tokens_BS.to(model.device), rows, tokenizer)
         for place, scores_NR in zip(chosen, scores, strict=True):
@@ -97,13 +88,22 @@ def read(
     return [found[place] for place in range(len(texts))]
 
 
+def written_rows(texts: Sequence[str], chat: ChatFormat) -> tuple[Tensor, list[tuple[str, list[int]]]]:
+    """Return int64[B, S] of texts, each as the answer to an empty question, and (text, positions of its tokens)."""
+    rendered = [
+        chat.render([Message("user", (Text(""),)), Message("assistant", (Text(text),))]) for text in texts
+    ]
+    tokens_BS = torch.zeros(len(texts), max(len(row.tokens) for row in rendered), dtype=torch.long)
+    for place, row in enumerate(rendered):
+        tokens_BS[place, : len(row.tokens)] = torch.tensor(row.tokens)
+    return tokens_BS, [
+        (text, answer_places(row.tokens, row.targets, chat))
+        for text, row in zip(texts, rendered, strict=True)
+    ]
+
+
 def answer_places(tokens: Sequence[int], targets: Sequence[bool], chat: ChatFormat) -> list[int]:
     """Return the positions of a row's answer: its targets, without what ends the turn."""
     places = [place for place, wanted in enumerate(targets) if wanted]
     end = next((number for number, place in enumerate(places) if tokens[place] in chat.stop), len(places))
     return places[:end]
-
-
-def written(text: str) -> list[Message]:
-    """Return the conversation in which a text stands: as the answer to an empty question."""
-    return [Message("user", (Text(""),)), Message("assistant", (Text(text),))]

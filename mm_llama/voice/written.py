@@ -21,11 +21,6 @@ class Token:
     space: bool  # white space stands before it
 
     @property
-    def is_word(self) -> bool:
-        """Whether it is letters."""
-        return _category(self.text[0]) == "L"
-
-    @property
     def is_number(self) -> bool:
         """Whether it is digits."""
         return _category(self.text[0]) == "N"

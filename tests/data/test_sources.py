@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mm_llama.core.chat import MediaPart, Text
-from mm_llama.data.sources import ChatRows, JsonlChat, validate
+from mm_llama.data.sources import ChatRows, JsonlChat, evenly, validate
 
 ANSWER = {"role": "assistant", "content": "yes"}
 QUESTION = {"role": "user", "content": "?"}
@@ -23,6 +23,13 @@ def test_rows_are_read_by_index_in_any_order(chat_file, row):
     for index in order:
         assert source.row(index).messages[1].parts == (Text(f"answer {index} é"),)
         assert source.row(index).source == f"{source.path}:{index + 1}"
+
+
+def test_rows_are_chosen_at_even_strides():
+    assert list(evenly(10, 3)) == [0, 3, 6] and list(evenly(3, 2)) == [0, 1]
+    assert list(evenly(3, 0)) == list(evenly(3, 3)) == list(evenly(3, 9)) == [0, 1, 2] and not len(
+        evenly(0, 4)
+    )
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines(chat_file, row):

@@ -13,9 +13,10 @@ import torch
 
 from encoders.log_mel import LogMel
 from mm_llama.build import build, check_targets, compose_config, resolve
-from mm_llama.data.spoken_rows import write_rows
+from mm_llama.data.sound import Sound
+from mm_llama.data.spoken_rows import write_flac, write_rows
 from mm_llama.data.text_to_speech import Hibari
-from mm_llama.data.voice_rows import VoiceRows, taught_voice, write_flac_at
+from mm_llama.data.voice_rows import VoiceRows, taught_voice
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
 from mm_llama.voice.phones import NUM_PHONES, numbers
@@ -31,7 +32,6 @@ KINDS = ("acoustic", "vocoder")
 def voice(tmp_path: Path) -> Path:
     """Six recordings of tones that rise, a phone of each letter."""
     rows, generator = [], torch.Generator().manual_seed(0)
-    (tmp_path / "clips").mkdir()
     for number in range(6):
         phones = "".join("abdɛ"[place % 4] for place in range(3 + number))
         frames = [4, *(6 + place for place in range(len(phones))), 4]
@@ -40,7 +40,7 @@ def voice(tmp_path: Path) -> Path:
         samples = 0.3 * (2 * torch.pi * hz.cumsum(0) / RATE).sin() + 0.02 * torch.randn(
             count * HOP, generator=generator
         )
-        write_flac_at(tmp_path / "clips" / f"{number}.flac", samples, RATE)
+        write_flac(tmp_path / "clips" / f"{number}.flac", Sound(samples, RATE), RATE)
         labels = {"phones": phones, "frames": frames, "f0": hz[::HOP].round().int().tolist()}
         rows.append(
             {
@@ -136,6 +136,7 @@ def test_distance_is_none_of_a_sound_from_itself_and_grows() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no pitch": ({"f0": None}, "labels have no 'f0'"),
+    "no recording": ({"audio": None}, "labels have no 'audio'"),
     "a phone that is none": ({"phones": "a#dɛ"}, "'#' .* is no phone"),
     "too few lengths": ({"frames": [10, 19]}, "2 lengths do not fit 5 phones"),
     "lengths of another recording": ({"frames": [4, 6, 7, 8, 5]}, "phones of 30 frames .* recording of 29"),
