@@ -6,10 +6,19 @@ Shapes: B sequences, C channels, T steps.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@dataclass
+class Tail:
+    """What a layer keeps of a sequence that comes in pieces."""
+
+    seen_BCT: Tensor | None = None  # the inputs that its kernel has still to see
+    waiting_BTC: Tensor | None = None  # of a block: inputs whose outputs are not there yet
 
 
 class Convolution(nn.Conv1d):
@@ -27,6 +36,20 @@ class Convolution(nn.Conv1d):
         """Return float[B, C, T]; outside of the sequence there is nothing."""
         return super().forward(F.pad(x_BCT, (self.behind, self.ahead)))
 
+    def more(self, x_BCT: Tensor, tail: Tail, last: bool = False) -> Tensor:
+        """Return float[B, C, t], the outputs that the next steps of a sequence complete; `last`: all that are left."""
+        if tail.seen_BCT is None:
+            seen_BCT = F.pad(x_BCT, (self.behind, 0))
+        else:
+            seen_BCT = torch.cat((tail.seen_BCT, x_BCT), dim=2)
+        if last:
+            seen_BCT = F.pad(seen_BCT, (0, self.ahead))
+        (kernel,) = self.kernel_size
+        tail.seen_BCT = seen_BCT[..., max(0, seen_BCT.shape[2] - kernel + 1) :]
+        if seen_BCT.shape[2] < kernel:
+            return x_BCT.new_zeros(len(x_BCT), self.out_channels, 0)
+        return super().forward(seen_BCT)
+
 
 class Block(nn.Module):
     """ConvNeXt's block in one dimension: a convolution of each channel, then a feed-forward, and a residual."""
@@ -42,8 +65,21 @@ class Block(nn.Module):
         """Map float[B, T, C]; steps that are not `real` (bool[B, T, 1]) count as nothing."""
         if real_BT1 is not None:
             x_BTC = x_BTC * real_BT1
-        seen = self.convolution(x_BTC.transpose(1, 2)).transpose(1, 2)
-        out: Tensor = x_BTC + self.down(F.gelu(self.up(self.norm(seen))))
+        return self._added(x_BTC, self.convolution(x_BTC.transpose(1, 2)))
+
+    def more(self, x_BTC: Tensor, tail: Tail, last: bool = False) -> Tensor:
+        """Return float[B, t, C], the outputs that the next steps of a sequence complete; `last`: all that are left."""
+        if tail.waiting_BTC is not None:
+            waiting_BTC = torch.cat((tail.waiting_BTC, x_BTC), dim=1)
+        else:
+            waiting_BTC = x_BTC
+        seen_BCT = self.convolution.more(x_BTC.transpose(1, 2), tail, last)
+        done = seen_BCT.shape[2]
+        tail.waiting_BTC = waiting_BTC[:, done:]
+        return self._added(waiting_BTC[:, :done], seen_BCT)
+
+    def _added(self, x_BTC: Tensor, seen_BCT: Tensor) -> Tensor:
+        out: Tensor = x_BTC + self.down(F.gelu(self.up(self.norm(seen_BCT.transpose(1, 2)))))
         return out
 
 

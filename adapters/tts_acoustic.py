@@ -10,16 +10,27 @@ Shapes: B utterances, P phones, F frames, W width, n mels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from adapters.convolutions import Block, aheads, init_weights, real_steps
+from adapters.convolutions import Block, Tail, aheads, init_weights, real_steps
 
 Utterance = tuple[
     Tensor, Tensor, Tensor
 ]  # phones int64[P], frames of each int64[P], prosody of each float[P, 3]
+
+
+@dataclass
+class Sounding:
+    """What the acoustic model keeps of an utterance whose phones come in pieces."""
+
+    phones: list[Tail]  # of each block
+    frames: list[Tail]
+    frames_P: Tensor  # of the phones that have still to be held
+    prosody_P3: Tensor
 
 
 class AcousticModel(nn.Module):
@@ -72,8 +83,7 @@ class AcousticModel(nn.Module):
         phones_BP, frames_BP, prosody_BP3 = (
             pad_sequence(list(parts), batch_first=True) for parts in zip(*utterances, strict=True)
         )
-        given_BP4 = torch.cat((frames_BP.clamp_min(1).log()[..., None] - 1.5, prosody_BP3), dim=-1)
-        x_BPW = self.embedding(phones_BP) + self.prosody(given_BP4)
+        x_BPW = self._embedded(phones_BP, frames_BP, prosody_BP3)
         real_BP1 = real_steps(lengths, device)
         for block in self.phone_blocks:
             x_BPW = block(x_BPW, real_BP1)
@@ -87,6 +97,39 @@ class AcousticModel(nn.Module):
             y_BFW = block(y_BFW, real_BF1)
         mels_BFn = self.output(self.norm(y_BFW))
         return [mels[:count] for mels, count in zip(mels_BFn, counts, strict=True)]
+
+    def start(self) -> Sounding:
+        """Return what is kept of an utterance of which nothing has come yet."""
+        none = self.output.weight.new_zeros(0, 3)
+        tails = ([Tail() for _ in blocks] for blocks in (self.phone_blocks, self.frame_blocks))
+        return Sounding(*tails, none[:, 0].long(), none)
+
+    def more(self, kept: Sounding, part: Utterance, last: bool = False) -> Tensor:
+        """Return float[f, n], the frames that the next phones of an utterance complete; `last`: all that are left.
+
+        All parts together are what `forward` gives of the whole.
+        """
+        phones_P, frames_P, prosody_P3 = part
+        kept.frames_P = torch.cat((kept.frames_P, frames_P))
+        kept.prosody_P3 = torch.cat((kept.prosody_P3, prosody_P3))
+        x_1PW = self._embedded(phones_P[None], frames_P[None], prosody_P3[None])
+        for block, tail in zip(self.phone_blocks, kept.phones, strict=True):
+            x_1PW = block.more(x_1PW, tail, last)
+        done = x_1PW.shape[1]
+        frames_P, prosody_P3 = kept.frames_P[:done], kept.prosody_P3[:done]
+        kept.frames_P, kept.prosody_P3 = kept.frames_P[done:], kept.prosody_P3[done:]
+        y_1FW = (
+            torch.repeat_interleave(x_1PW[0], frames_P, dim=0) + self.place(places(frames_P, prosody_P3))
+        )[None]
+        for block, tail in zip(self.frame_blocks, kept.frames, strict=True):
+            y_1FW = block.more(y_1FW, tail, last)
+        mels_Fn: Tensor = self.output(self.norm(y_1FW))[0]
+        return mels_Fn
+
+    def _embedded(self, phones_BP: Tensor, frames_BP: Tensor, prosody_BP3: Tensor) -> Tensor:
+        given_BP4 = torch.cat((frames_BP.clamp_min(1).log()[..., None] - 1.5, prosody_BP3), dim=-1)
+        embedded_BPW: Tensor = self.embedding(phones_BP) + self.prosody(given_BP4)
+        return embedded_BPW
 
 
 def places(frames_P: Tensor, prosody_P3: Tensor) -> Tensor:

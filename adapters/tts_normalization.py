@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -20,6 +21,19 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from adapters.relative import RelativeAttention
 from mm_llama.core.layers import RMSNorm
+
+
+@dataclass
+class Reading:
+    """What the normaliser keeps of a text that comes in pieces."""
+
+    embedded: list[Tensor] = field(
+        default_factory=list
+    )  # float[W] of tokens that are still read as those ahead
+    done: int = 0  # tokens
+    lstm: tuple[Tensor, Tensor] | None = None
+    keys: tuple[Tensor, Tensor] | None = None  # of states, float[1, H, S, W / H]
+    owners: list[int] = field(default_factory=list)  # of each state the token in which it ends
 
 
 class Normalizer(nn.Module):
@@ -40,13 +54,14 @@ class Normalizer(nn.Module):
         uses_core: bool = True,
         whole: bool = False,
         reach: int = 8,
+        memory: int = 64,
         dropout: float = 0.1,
         num_spelling: int = 5,
         hide: float = 0.3,
         norm_eps: float = 1e-5,
         seed: int = 0,
     ) -> None:
-        """`reach`: from so many tokens away on, a state is far.
+        """`reach`: from so many tokens away on, a state is far; from more than `memory` tokens behind, none is seen.
 
         In training the first `num_spelling` features of a token, which say which word it is, are hidden with the
         probability `hide`: else words are learned by heart, and what the core knows of others is never asked for.
@@ -55,17 +70,17 @@ class Normalizer(nn.Module):
         if width % num_heads or width % 2:
             raise ValueError(f"a width of {width} does not give {num_heads} heads, or no two directions")
         if (
-            min(num_rules, num_features, reach) < 1
+            min(num_rules, num_features, reach, memory) < 1
             or context < 0
             or not 0 <= dropout < 1
             or not 0 <= hide < 1
         ):
             raise ValueError(
-                f"num_rules={num_rules}, num_features={num_features} and reach={reach} are at least 1, "
+                f"num_rules={num_rules}, num_features={num_features}, reach={reach}, memory={memory} are at least 1, "
                 f"context={context} is not below 0, dropout={dropout} and hide={hide} are shares below 1"
             )
         self.dim, self.num_rules, self.num_features = dim, num_rules, num_features
-        self.context, self.uses_core, self.whole = context, uses_core, whole
+        self.context, self.uses_core, self.whole, self.memory = context, uses_core, whole, memory
         self.dropout, self.num_spelling, self.hide = dropout, num_spelling, hide
         self.embedding = nn.Parameter(torch.empty(num_features, width))
         self.ahead = nn.Linear((context + 1) * width, width)
@@ -117,9 +132,69 @@ class Normalizer(nn.Module):
         h_BNW = F.dropout(h_BNW, self.dropout, self.training)
         if self.uses_core:
             h_BNW = h_BNW + self._looked(h_BNW, lengths, states, owners)
-        y = F.dropout(F.gelu(self.up(self.output_norm(h_BNW))), self.dropout, self.training)
-        logits_BNR = self.output(y).float()
+        logits_BNR = self._scores(h_BNW)
         return [logits[:count] for logits, count in zip(logits_BNR, lengths, strict=True)]
+
+    def more(
+        self,
+        kept: Reading,
+        features_Nk: Tensor,
+        states_SD: Tensor | None = None,
+        owners: Sequence[int] = (),
+        last: bool = False,
+    ) -> Tensor:
+        """Return scores float32[n, R] of the tokens that can be read when the next tokens of a text have come.
+
+        With tokens come the states that end in them, and `owners`, the number of each one's token in the text. Tokens
+        are read one by one, so that it does not matter in which pieces they come; `last`: all that are left. All parts
+        together are what `forward` gives of the whole. Raises ValueError for a model that reads the whole text, or one
+        that looks at the core when no states are given.
+        """
+        if self.whole:
+            raise ValueError(
+                "this normaliser reads a text from both its ends: it cannot read one that is being written"
+            )
+        if self.uses_core and (states_SD is None or len(states_SD) != len(owners)):
+            raise ValueError(
+                "this normaliser looks at the core: give the states that end in the tokens, and their owners"
+            )
+        kept.embedded += list(self._embedded(features_Nk)) if len(features_Nk) else []
+        if self.uses_core and self.look is not None and states_SD is not None:
+            for state_D, owner in zip(states_SD, owners, strict=True):
+                keys = self.look.keys(state_D[None, None].to(self.embedding.dtype))
+                if kept.keys is not None:
+                    keys = (
+                        torch.cat((kept.keys[0], keys[0]), dim=2),
+                        torch.cat((kept.keys[1], keys[1]), dim=2),
+                    )
+                kept.keys = keys
+                kept.owners.append(owner)
+        scores = []
+        while len(kept.embedded) > (0 if last else self.context):
+            scores.append(self._next(kept))
+        return torch.cat(scores) if scores else self.embedding.new_zeros(0, self.num_rules)
+
+    def _next(self, kept: Reading) -> Tensor:
+        """Return scores float32[1, R] of the next token."""
+        window_CW = torch.stack(kept.embedded[: self.context + 1])
+        window_CW = F.pad(window_CW, (0, 0, 0, self.context + 1 - len(window_CW)))
+        x_11W = F.gelu(self.ahead(window_CW.flatten()))[None, None]
+        h_11W, kept.lstm = self.lstm(x_11W, kept.lstm)
+        if kept.keys is not None and self.look is not None:
+            gone = sum(owner < kept.done - self.memory for owner in kept.owners)
+            kept.owners, kept.keys = (
+                kept.owners[gone:],
+                (kept.keys[0][:, :, gone:], kept.keys[1][:, :, gone:]),
+            )
+            apart_11S = torch.tensor(kept.owners, device=h_11W.device)[None, None] - kept.done
+            h_11W = h_11W + self.look.look(h_11W, kept.keys, apart_11S, apart_11S > self.context)
+        kept.embedded.pop(0)
+        kept.done += 1
+        return self._scores(h_11W)[0]
+
+    def _scores(self, h_BNW: Tensor) -> Tensor:
+        y = F.dropout(F.gelu(self.up(self.output_norm(h_BNW))), self.dropout, self.training)
+        return cast(Tensor, self.output(y).float())
 
     def _embedded(self, features_Nk: Tensor) -> Tensor:
         embedded_NkW = self.embedding[features_Nk]
@@ -147,4 +222,5 @@ class Normalizer(nn.Module):
         owners_BS = pad_sequence(list(owners), batch_first=True, padding_value=N + self.context + 1)
         apart_BNS = owners_BS[:, None] - torch.arange(N, device=h_BNW.device)[None, :, None]
         assert self.look is not None
-        return cast(Tensor, self.look(h_BNW, states_BSD, apart_BNS, apart_BNS > self.context))
+        unseen_BNS = (apart_BNS > self.context) | (apart_BNS < -self.memory)
+        return cast(Tensor, self.look(h_BNW, states_BSD, apart_BNS, unseen_BNS))

@@ -133,17 +133,98 @@ class ProsodyModel(nn.Module):
         text = self._read(phones, states, owners, styles)
         B, T, _ = text.embedded_BTW.shape
         counts_B = torch.tensor([len(item) for item in phones], device=text.embedded_BTW.device)
-        found = torch.zeros(B, T + 1, NUM, device=text.embedded_BTW.device)  # the first: before there is any
-        for step in range(T):
-            values_BK = self._steps(text, found[:, step : step + 1])[:, 0]
-            values_BK[:, 2] = (values_BK[:, 2] > 0).float()
-            for place, delay in enumerate(DELAYS):
-                # Of a phone that there is: steps before the first and behind the last say nothing.
-                real_B = (step >= delay) & (step - delay < counts_B)
-                found[:, step + 1, place] = torch.where(real_B, values_BK[:, place], 0.0)
+        text.found = [torch.zeros(B, NUM, device=text.embedded_BTW.device)]  # before there is any
+        for _ in range(T):
+            self._next(text, counts_B)
+        found_BTK = torch.stack(text.found[1:], dim=1)
         return [
-            undelayed(row[1 : len(item) + max(DELAYS) + 1]) for row, item in zip(found, phones, strict=True)
+            undelayed(found_TK[: len(item) + max(DELAYS)])
+            for found_TK, item in zip(found_BTK, phones, strict=True)
         ]
+
+    def start(self, style: int = 0) -> Timing:
+        """Return what is kept of a text of which nothing has come yet."""
+        device = self.output.weight.device
+        none_11W = self.phone.weight.new_zeros(1, 0, self.phone.weight.shape[1])
+        text = Timing(
+            none_11W, self.style(torch.tensor([style], device=device))[:, None], none_11W[..., 0] > 0
+        )
+        text.absent_B1T = text.absent_B1T[:, None]
+        text.found = [torch.zeros(1, NUM, device=device)]
+        text.phone_keys = [layer.phones.keys(none_11W) for layer in self.layers]
+        if self.uses_core:
+            none = torch.zeros(1, 0, dtype=torch.long, device=device)
+            text.core = none, none[0], none[:, None] > 0
+        return text
+
+    def more(
+        self,
+        text: Timing,
+        phones_P: Tensor,
+        states_SD: Tensor | None = None,
+        owners_P: Tensor | None = None,
+        last: bool = False,
+    ) -> Tensor:
+        """Return float32[p, 4] of the phones that are settled when the next phones and states of a text have come.
+
+        One row is one step, so that it does not matter in which pieces they come. All parts together are what `predict`
+        gives of the whole; `last`: all that are left.
+        """
+        if self.uses_core and (states_SD is None or owners_P is None or len(owners_P) != len(phones_P)):
+            raise ValueError("this prosody model looks at the core: give the states, and the phones' owners")
+        before = max(0, text.done - max(DELAYS))
+        text.num_phones += len(phones_P)
+        for phone in phones_P:
+            self._append(text, phone)
+        if self.uses_core:
+            assert text.core is not None and states_SD is not None and owners_P is not None
+            owners_1T = torch.cat((text.core[0], owners_P[None]), dim=1)
+            if last:
+                owners_1T = F.pad(owners_1T, (0, max(DELAYS)), value=int(owners_1T[0, -1]))
+            for state_D in states_SD:
+                keys = [
+                    layer.core.keys(state_D[None, None].to(text.embedded_BTW.dtype)) for layer in self.layers
+                ]
+                text.core_keys = _longer(text.core_keys, keys)
+            S = len(text.core[1]) + len(states_SD)
+            places_S = torch.arange(S, device=owners_1T.device)
+            text.core = owners_1T, places_S, (places_S < 0)[None, None]
+        if last:
+            for _ in range(max(DELAYS)):
+                self._append(text, phones_P.new_tensor(self.num_phones))
+        counts_1 = torch.tensor([text.num_phones], device=text.embedded_BTW.device)
+        while self._ready(text, last):
+            self._next(text, counts_1)
+        # A phone is settled when its last feature has been told.
+        done = max(0, text.done - max(DELAYS))
+        if done == before:
+            return self.output.weight.new_zeros(0, NUM)
+        recent_TK = torch.cat(text.found[before + 1 : done + max(DELAYS) + 1])
+        return undelayed(recent_TK)
+
+    def _append(self, text: Timing, phone: Tensor) -> None:
+        embedded_11W = self.phone(phone[None, None])
+        text.embedded_BTW = torch.cat((text.embedded_BTW, embedded_11W), dim=1)
+        text.absent_B1T = F.pad(text.absent_B1T, (0, 1))
+        text.phone_keys = _longer(text.phone_keys, [layer.phones.keys(embedded_11W) for layer in self.layers])
+
+    def _ready(self, text: Timing, last: bool) -> bool:
+        known = text.embedded_BTW.shape[1]
+        if last or text.done + self.phones_ahead >= known:
+            return text.done < known and last
+        if text.core is None:
+            return True
+        owners_BT, places_S, _ = text.core
+        return bool((int(owners_BT[0, text.done]) // self.chunk + 1) * self.chunk <= len(places_S))
+
+    def _next(self, text: Timing, counts_B: Tensor) -> None:
+        """Run one step, told what was predicted before."""
+        step = text.done
+        values_BK = self._steps(text, text.found[-1][:, None])[:, 0]
+        values_BK[:, 2] = (values_BK[:, 2] > 0).float()
+        # Of a phone that there is: steps before the first and behind the last say nothing.
+        real = [(step >= delay) & (step - delay < counts_B) for delay in DELAYS]
+        text.found.append(torch.where(torch.stack(real, dim=1), values_BK, 0.0))
 
     def _read(
         self,
@@ -151,7 +232,7 @@ class ProsodyModel(nn.Module):
         states: Sequence[Tensor] | None,
         owners: Sequence[Tensor] | None,
         styles: Sequence[int] | None,
-    ) -> _Text:
+    ) -> Timing:
         """Return what does not change from step to step: phones and states as each layer looks at them."""
         device = self.output.weight.device
         counts_B = torch.tensor([len(item) + max(DELAYS) for item in phones], device=device)
@@ -160,7 +241,7 @@ class ProsodyModel(nn.Module):
         embedded_BTW = self.phone(phones_BT)
         style_B = torch.tensor([0] * len(phones) if styles is None else list(styles), device=device)
         absent_B1T = (torch.arange(phones_BT.shape[1], device=device) >= counts_B[:, None])[:, None]
-        text = _Text(embedded_BTW, self.style(style_B)[:, None], absent_B1T)
+        text = Timing(embedded_BTW, self.style(style_B)[:, None], absent_B1T)
         text.phone_keys = [layer.phones.keys(embedded_BTW) for layer in self.layers]
         if self.uses_core:
             if states is None or owners is None or len(states) != len(phones) or len(owners) != len(phones):
@@ -177,7 +258,7 @@ class ProsodyModel(nn.Module):
             text.core_keys = [layer.core.keys(states_BSD) for layer in self.layers]
         return text
 
-    def _steps(self, text: _Text, before_BNK: Tensor) -> Tensor:
+    def _steps(self, text: Timing, before_BNK: Tensor) -> Tensor:
         """Return float32[B, N, 4] of the next N steps of a text, which is told of them from then on."""
         first, N = text.done, before_BNK.shape[1]
         text.done = first + N
@@ -191,7 +272,7 @@ class ProsodyModel(nn.Module):
         for number, layer in enumerate(self.layers):
             own = layer.self_attention.keys(x_BNW)
             if number < len(text.own_keys):
-                own = tuple(torch.cat(parts, dim=2) for parts in zip(text.own_keys[number], own, strict=True))
+                (own,) = _longer([text.own_keys[number]], [own])
                 text.own_keys[number] = own
             else:
                 text.own_keys.append(own)
@@ -208,7 +289,7 @@ class ProsodyModel(nn.Module):
 
 
 @dataclass
-class _Text:
+class Timing:
     """A text that is being spoken: what its steps look at, and of those that were run what later ones look at."""
 
     embedded_BTW: Tensor
@@ -220,6 +301,20 @@ class _Text:
     core: tuple[Tensor, Tensor, Tensor] | None = None
     own_keys: list[Keys] = field(default_factory=list)
     done: int = 0  # steps
+    found: list[Tensor] = field(
+        default_factory=list
+    )  # delayed features float[B, 4] of steps, before the first as well
+    num_phones: int = 0  # of a text that comes in pieces
+
+
+def _longer(keys: list[Keys], more: list[Keys]) -> list[Keys]:
+    """Return the keys and values of each layer with more of them behind."""
+    if not keys:
+        return more
+    return [
+        (torch.cat((k, k_more), dim=2), torch.cat((v, v_more), dim=2))
+        for (k, v), (k_more, v_more) in zip(keys, more, strict=True)
+    ]
 
 
 class ProsodyLayer(nn.Module):

@@ -9,14 +9,27 @@ Shapes: B utterances, F frames, n mels, W width, T samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from adapters.convolutions import Block, Convolution, aheads, init_weights, real_steps
+from adapters.convolutions import Block, Convolution, Tail, aheads, init_weights, real_steps
 
 LARGEST = 7.0  # of the logarithm of a magnitude
+
+
+@dataclass
+class Waving:
+    """What the vocoder keeps of an utterance whose frames come in pieces."""
+
+    input: Tail
+    blocks: list[Tail]
+    skip: int  # samples before the first frame's middle
+    sums_2T: Tensor = field(
+        default_factory=lambda: torch.zeros(2, 0)
+    )  # of samples and of shares, not all added yet
 
 
 class Vocoder(nn.Module):
@@ -70,10 +83,42 @@ class Vocoder(nn.Module):
         x_BFW = self.input(x_BFn.transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
             x_BFW = block(x_BFW, real_BF1)
+        return [spectrum[:count] for spectrum, count in zip(self._spectrum(x_BFW), counts, strict=True)]
+
+    def start(self) -> Waving:
+        """Return what is kept of an utterance of which nothing has come yet."""
+        return Waving(Tail(), [Tail() for _ in self.blocks], self.size // 2)
+
+    def more(self, kept: Waving, mel_Fn: Tensor, last: bool = False) -> Tensor:
+        """Return float32[t], the samples that the next frames of an utterance complete; `last`: all that are left.
+
+        All parts together are what `forward` gives of the whole.
+        """
+        x_1FW = self.input.more(mel_Fn.T[None], kept.input, last).transpose(1, 2)
+        for block, tail in zip(self.blocks, kept.blocks, strict=True):
+            x_1FW = block.more(x_1FW, tail, last)
+        sums_2T = kept.sums_2T.to(x_1FW.device)
+        if count := x_1FW.shape[1]:
+            frames_FT = torch.fft.irfft(self._spectrum(x_1FW)[0], self.size, dim=1) * self.window
+            both = (frames_FT, self.window.square().expand(count, -1))
+            added_2T = torch.stack([overlap(one, self.hop) for one in both])
+            known = sums_2T.shape[1]
+            added_2T[:, :known] += sums_2T
+            sums_2T = added_2T
+        # What no later frame reaches is complete; behind the last frame's middle there is nothing.
+        done = sums_2T.shape[1] - (self.size - self.hop - (self.size // 2 if last else 0))
+        if done <= 0:
+            kept.sums_2T = sums_2T
+            return sums_2T.new_zeros(0)
+        complete_2T, kept.sums_2T = sums_2T[:, :done], sums_2T[:, done:]
+        skipped = min(kept.skip, done)
+        kept.skip -= skipped
+        return (complete_2T[0] / complete_2T[1].clamp_min(1e-6))[skipped:]
+
+    def _spectrum(self, x_BFW: Tensor) -> Tensor:
         magnitude, phase = self.output(self.norm(x_BFW)).float().chunk(2, dim=-1)
         magnitude = magnitude.clamp_max(LARGEST).exp()
-        found = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-        return [spectrum[:count] for spectrum, count in zip(found, counts, strict=True)]
+        return torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
 
     def samples(self, spectrum_FK: Tensor, count: int) -> Tensor:
         """Return float32[count * hop]: frames overlapped and added, each over its own share of windows."""

@@ -1,8 +1,8 @@
 """Written text with the rule of each of its tokens, for the tagger of text normalisation (paper section 8.3).
 
 A row is a text as the core would write it, an empty question before it; its labels name the rules. The text is made of
-a template with drawn forms and, often, of a real sentence before or behind it. A split has templates and real sentences
-of its own: what is held out is neither a sentence nor a wording that was trained on.
+templates with drawn forms, one to three, or of one and a real sentence before or behind it. A split has templates and
+real sentences of its own: what is held out is neither a sentence nor a wording that was trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mm_llama.data.written_forms import FORMS, Form
 from mm_llama.voice.rules import PLAIN
 from mm_llama.voice.written import split as split_text
 
-VERSION = 3
+VERSION = 4
 # Of forms that are easily mistaken for each other more is drawn, and real sentences alone stand beside them.
 OFTEN = {
     "cardinal": 9,
@@ -33,6 +33,8 @@ OFTEN = {
 } | dict.fromkeys(("digits", "year", "date", "fraction", "ratio", "time", "decimal", "version"), 6)
 HELD_OUT = {"holdout": 3, "test": 7}  # of each eight templates
 SENTENCE = "sentence"
+TOGETHER = (6, 3, 1)  # how often one, two and three sentences with forms are one text
+TOGETHER_CLASS = "together"
 SENTENCES_WEIGHT = 4
 LEAST_SENTENCES = 10
 _SLOT = re.compile(r"\{(\w+)\}|\[([^|\]]+)\|([A-Z_ ]+)\]")
@@ -42,7 +44,7 @@ def normalization(
     root: str | Path | Sequence[str | Path],
     out: str | Path,
     split: str = "train",
-    num_train: int = 12_000,
+    num_train: int = 24_000,
     num_held_out: int = 1_000,
     seed: int = 0,
 ) -> JsonlChat:
@@ -86,19 +88,23 @@ def rows(split: str, count: int, found: Sequence[str], seed: int = 0) -> Iterato
     weights = [OFTEN.get(name, 1) for name in templates] + [SENTENCES_WEIGHT]
     seen: set[str] = set()
     while len(seen) < count:
-        (name,) = random.choices(names, weights)
-        template = random.choice(found if name == SENTENCE else templates[name])
-        text, rules = (template, _plain(template)) if name == SENTENCE else filled(template, random)
-        beside = random.choice(found)
-        if name != SENTENCE and (side := random.randrange(3)) < 2:
-            parts = [(text, rules), (beside, _plain(beside))][:: 1 if side else -1]
-            text, rules = " ".join(part for part, _ in parts), [rule for _, part in parts for rule in part]
+        chosen = random.choices(names, weights, k=random.choices((1, 2, 3), TOGETHER)[0])
+        drawn = [(name, random.choice(found if name == SENTENCE else templates[name])) for name in chosen]
+        parts = [(one, _plain(one)) if name == SENTENCE else filled(one, random) for name, one in drawn]
+        if len(parts) == 1 and chosen != [SENTENCE] and (side := random.randrange(3)) < 2:
+            beside = random.choice(found)
+            parts.insert(side, (beside, _plain(beside)))
+        text = " ".join(part for part, _ in parts)
         if text in seen:
             continue
         seen.add(text)
         yield {
             "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": text}],
-            "extra": {"class": name, "template": template, "labels": {"rules": " ".join(rules)}},
+            "extra": {
+                "class": chosen[0] if len(chosen) == 1 else TOGETHER_CLASS,
+                "template": " ".join(template for _, template in drawn),
+                "labels": {"rules": " ".join(rule for _, part in parts for rule in part)},
+            },
         }
 
 

@@ -11,91 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# Nouns, names and verbs by what they make of the number beside them. Each list is as many as make whole eights, so that
-# a word is of one split in every sentence.
-COUNTED = (
-    "people", "students", "books", "soldiers", "trees", "houses", "ships", "apples", "members", "visitors", "letters",
-    "horses", "children", "workers", "pages", "bottles", "votes", "cars", "sheep", "guests", "words", "chairs",
-    "prisoners", "islands", "stars", "songs", "photographs", "eggs", "patients", "bricks", "coins", "villages",
-    "tickets", "birds", "engineers", "dollars", "miles", "customers", "bridges", "loaves of bread", "teachers",
-    "farmers", "windows", "stones", "sailors", "paintings", "dogs", "machines",
-)  # fmt: skip
-YEARLY = (
-    "election", "census", "edition", "earthquake", "flood", "revolution", "harvest", "championship", "referendum",
-    "strike", "treaty", "epidemic", "film", "album", "report", "budget", "rebellion", "festival", "constitution",
-    "exhibition", "famine", "drought", "tournament", "agreement", "uprising", "riots", "invasion", "reform", "crisis",
-    "eruption", "coup", "hurricane",
-)  # fmt: skip
-NUMBERED = (
-    "room", "flight", "apartment", "extension", "gate", "suite", "bus", "locker", "channel", "code", "cabin",
-    "highway",
-    "PIN", "unit", "box", "cell", "train", "password", "area code", "ward", "platform", "studio", "combination",
-    "badge", "route", "postal code", "line", "frequency", "compartment", "access number", "docket", "serial number",
-)  # fmt: skip
-PAGED = (
-    "page", "chapter", "verse", "question", "exercise", "day", "week", "level", "article", "paragraph", "lesson",
-    "episode", "round", "stage", "game", "season", "figure", "table", "item", "step", "grade", "bullet", "song",
-    "prize",
-    "scene", "problem", "volume", "experiment", "sonnet", "psalm", "challenge", "test",
-)  # fmt: skip
-DATED = (
-    "arrive", "leave", "reply", "pay", "deliver it", "finish it", "return", "decide", "apply", "register", "open",
-    "meet", "depart", "submit it", "sign it", "start",
-)  # fmt: skip
-PARTED = (
-    "shrink", "grow", "increase", "fall", "reduce it", "cut it", "shorten it", "expand", "rise", "lower it", "drop",
-    "slow down", "decrease", "raise it", "stretch it", "decline",
-)  # fmt: skip
-CLOCKED = (
-    "departure", "arrival", "sunrise", "bedtime", "closing time", "curfew", "takeoff", "breakfast", "sunset",
-    "landing",
-    "dinner", "reveille", "opening", "lunch", "high tide", "boarding",
-)  # fmt: skip
-COMPARED = (
-    "score", "ratio", "result", "scale", "proportion", "final score", "exchange", "mixture", "outcome", "majority",
-    "split", "odds ratio", "balance", "aspect ratio", "dilution", "win",
-)  # fmt: skip
-VERSIONED = (
-    "version", "release", "Python", "Windows", "firmware", "Android", "section", "build", "kernel", "driver",
-    "Ubuntu",
-    "clause", "paragraph", "update", "standard", "macOS",
-)  # fmt: skip
-VALUED = (
-    "factor", "average", "rate", "value", "index", "magnitude", "coefficient", "mean", "probability", "distance",
-    "density", "price", "median", "weight", "variance", "temperature",
-)  # fmt: skip
-RULERS = (
-    "King Henry", "Pope Pius", "Louis", "Queen Elizabeth", "Charles", "Edward", "Pope John", "George", "King James",
-    "Frederick", "Napoleon", "Philip", "Richard", "Catherine", "Tsar Peter", "William",
-)  # fmt: skip
-PARTS = (
-    "World War", "Chapter", "Part", "Volume", "Act", "Article", "Super Bowl", "Book", "Phase", "Type", "Section",
-    "Scene",
-    "Appendix", "Stage", "Title", "Canto",
-)  # fmt: skip
-# Letters that are read one by one, and letters that are read as a word.
-SPELLED = (
-    "FBI", "CIA", "BBC", "USA", "IBM", "DNA", "CEO", "UFO", "NBA", "HTML", "ATM", "GPS", "CNN", "PhD", "MIT", "USB",
-    "EU", "UN", "NFL", "CPU", "FAQ", "HIV", "MTV", "SUV", "BMW", "WHO", "IRS", "DVD", "KGB", "NHS", "XML", "VIP",
-)  # fmt: skip
-SPOKEN_AS_WORDS = (
-    "NASA", "NATO", "UNESCO", "OPEC", "RADAR", "SWAT", "UNICEF", "AIDS", "STOP", "LASER", "FIFA", "SCUBA", "PIN",
-    "NAFTA",
-    "RAM", "WARNING",
-)  # fmt: skip
-SAINTS = ("Peter", "Mary", "George", "Louis", "Paul", "Francis", "Nicholas", "Patrick")
-STREETS = ("Main", "Oak", "King", "Elm", "Lake", "Hill", "Church", "Meadow")
-# What happens in a year.
-IN_YEAR = (
-    "She was born in {year}.", "The war ended in {year}.", "He moved to Paris in {year}.",
-    "The bridge was built in {year}.", "In {year} the company was founded.", "They married in {year}.",
-    "The law was passed in {year}.", "By {year} the town had a railway.", "Since {year} nothing has changed.",
-    "It was published in {year}.", "The king died in {year}.", "The fire of {year} destroyed the city.",
-    "He graduated in {year}.", "The {year} election was close.", "Until {year} it was a school.",
-    "The treaty of {year} was never signed.", "The winter of {year} was cold.", "They emigrated in {year}.",
-    "The {year} edition is rare.", "In the summer of {year} they met again.", "The church dates from {year}.",
-    "Around {year} the river was moved.", "The {year} earthquake was terrible.", "He retired in {year}.",
-)  # fmt: skip
+from mm_llama.data.normalization_words import (
+    CLOCKED,
+    COMPARED,
+    COUNTED,
+    DATED,
+    IN_YEAR,
+    NUMBERED,
+    PAGED,
+    PARTED,
+    PARTS,
+    RULERS,
+    SAINTS,
+    SPELLED,
+    SPOKEN_AS_WORDS,
+    STREETS,
+    VALUED,
+    VERSIONED,
+    YEARLY,
+)
 
 
 def _each(sentence: str, words: tuple[str, ...]) -> Iterator[str]:
@@ -176,12 +110,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "The festival is on {month_day}.", "On {month_day} they met.", "He was born on {month_day}.",
         "The exam is on {month_day}.", "It rained on {month_day}.", "She died on {month_day}.",
         "We open again on {month_day}.", "The vote took place on {month_day}.",
+        "The festival is on {ordinal_day}.", "On {ordinal_day} they met.", "He was born on {ordinal_day}.",
+        "The exam is on {ordinal_day}.", "It rained on {ordinal_day}.", "She died on {ordinal_day}.",
+        "We open again on {ordinal_day}.", "The vote took place on {ordinal_day}.",
     ),
     "time": (
         *_each("The * is {bare_time}.", CLOCKED), *_each("A * of {bare_time} was written down.", CLOCKED),
         *_each("They told us of the *, {bare_time}.", CLOCKED),
         "The train leaves at {time}.", "Dinner is at {time}.", "We met at {time}.", "At {time} the bell rang.",
         "The show starts at {time}.", "He woke up at {time}.", "The shop closes at {time}.", "It is {time} now.",
+    ),
+    "hours": (
+        "We are open {hours}.", "The office is closed {hours}.", "Lessons are {hours} today.", "He works {hours}.",
+        "The library opens {hours} on weekdays.", "Visiting hours are {hours}.", "She works from home {hours}.",
+        "The museum is open {hours}.", "The market runs {hours}.", "My shift is {hours}.", "Lunch is served {hours}.",
+        "The clinic sees patients {hours}.", "The pool is free {hours}.", "Parking is allowed {hours}.",
+        "Office hours are {hours}.", "The gym is open {hours} daily.",
     ),
     "ratio": (
         *_each("The * is {ratio}.", COMPARED), *_each("A * of {ratio} was written down.", COMPARED),
@@ -235,6 +179,50 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "email": (
         "Write to {email}.", "Send it to {email} today.", "My address is {email}.", "Contact {email} first.",
         "Mail {email} about it.", "Ask {email} for help.", "The invoice goes to {email}.", "Copy {email} as well.",
+    ),
+    "hashtag": (
+        "They posted it under {hashtag}.", "Follow {hashtag} for news.", "The tag {hashtag} was everywhere.",
+        "Search for {hashtag} tonight.", "It was shared with {hashtag}.", "Look for {hashtag} there.",
+        "She wrote to {hashtag} again.", "Thousands used {hashtag}.",
+    ),
+    "aged": (
+        "It was a {aged} trip.", "She has a {aged} contract.", "We took the {aged} one.", "A {aged} boat sank.",
+        "He read a {aged} report.", "The {aged} dog slept.", "They made a {aged} plan.", "It is a {aged} job.",
+    ),
+    "named_number": (
+        "They heard about {named_number} there.", "We spoke of {named_number}.", "{named_number} was first.",
+        "It began with {named_number}.", "Nobody forgot {named_number}.", "She worked on {named_number}.",
+        "After {named_number} all was new.", "He saw {named_number} once.",
+    ),
+    "weekday": (
+        "We meet on {weekday} at {time}.", "Open {weekday} through {weekday} only.",
+        "The class is {weekday} and {weekday}.",
+        "Come on {weekday}, {month_day}.", "It is due {weekday} by {time}.", "The bus runs {weekday} to {weekday}.",
+        "See you {weekday} morning.", "They play {weekday} and {weekday} at {time}.",
+    ),
+    "several": (
+        "{title} Smith paid {money} on {date}.", "On {month_day} at {time} it was {degrees}.",
+        "{title} Jones, aged {two_digits}, owes {money}.", "In {year}, about {percent} of {cardinal} people voted.",
+        "She ran {measure} in {cardinal} minutes on {month_day}.",
+        "It rose from {money} in {year} to {money} in {year}.",
+        "Call {title} Brown at {phone} before {time}.", "From {time} to {time} we drove {measure}.",
+        "The {ordinal} race, over {measure}, begins at {time}.", "He weighs {measure} and is {measure} tall.",
+        "At {time} on {date}, {title} Lee left.", "The {ordinal} of {cardinal} costs {money}, or {percent} less.",
+        "Between {year} and {year} prices rose by {percent}.", "Write to {email} or call {phone}.",
+        "Add {fraction} cup of milk and {mixed} cups of sugar.", "They won {score} in {year} and {score} in {year}.",
+        "On {date} the rate was {percent}, on {date} it was {percent}.",
+        "{title} White and {title} Green met at {time}.",
+        "See {web} or write to {email} by {month_day}.", "It cost {money} per ticket, {money} for two.",
+        "The {decade} and the {decade} were good for the {acronym}.",
+        "He was {ordinal} in {year} and {ordinal} in {year}.",
+        "We need {measure} of flour, {measure} of butter and {cardinal} eggs.", "By {year} it had {cardinal} members.",
+        "The temperature fell from {degrees} to {degrees} by {time}.",
+        "{percent} of it, or {money}, went to {title} Wilson.",
+        "A {aged} trip of {measure} began on {date} at {time}.", "They sold {cardinal} for {money} on {ordinal_day}.",
+        "In {cardinal} of {cardinal} cases the {acronym} paid {money}.",
+        "It took place {years}, {shortened} {cardinal} says.",
+        "The train of {time} was {cardinal} minutes late on {weekday} and left at {time}.",
+        "In {year} {title} Miller bought {mixed} acres for {money}.",
     ),
     "acronym": (
         *_each("The [*|LETTERS] said no.", SPELLED), *_each("They talked about [*|LETTERS] again.", SPELLED),

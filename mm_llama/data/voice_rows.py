@@ -46,7 +46,7 @@ def taught_voice(
     engine: str | Path,
     out: str | Path,
     split: str = "train",
-    num_train: int = 2400,
+    num_train: int = 4000,
     num_holdout: int = 200,
     seed: int = 0,
 ) -> VoiceRows:

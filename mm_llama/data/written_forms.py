@@ -9,24 +9,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-Form = tuple[str, list[str]]
-
-_LETTERS = "BCDFGHKLMNPRSTVX"
-_NAMES = (
-    "example",
-    "weather",
-    "library",
-    "museum",
-    "garden",
-    "science",
-    "travel",
-    "market",
-    "music",
-    "school",
+from mm_llama.data.written_names import (
+    Form,
+    acronym,
+    email,
+    hash_number,
+    hashtag,
+    roman_cardinal,
+    roman_ordinal,
+    shortened,
+    such_as,
+    title,
+    web,
 )
-_PEOPLE = ("john", "mary", "anna", "peter", "laura", "david", "susan", "robert", "emma", "oliver")
-_ENDINGS = ("com", "org", "net", "edu", "info")
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
+
+_THOUSANDS = ["CARDINAL", "CONTINUE", "CONTINUE"]  # of "12,345"
+_HALVES = (
+    (" am", ("LETTERS",)),
+    (" pm", ("LETTERS",)),
+    (" AM", ("LETTERS",)),
+    ("pm", ("LETTERS",)),
+    (" p.m.", ("LETTERS", "CONTINUE", "CONTINUE", "CONTINUE")),
+    (" a.m.", ("LETTERS", "CONTINUE", "CONTINUE", "CONTINUE")),
+)
+_NUMBERED_NAMES = (
+    "COVID",
+    "Apollo",
+    "Boeing",
+    "Area",
+    "Catch",
+    "Channel",
+    "Ocean",
+    "Formula",
+    "Falcon",
+    "Studio",
+)
+_MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+)
 _SHORT_MONTHS = ("Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sept", "Oct", "Nov", "Dec")
 
 
@@ -50,6 +80,11 @@ def digits(random: Random) -> Form:
     return str(random.randint(101, 9899)), ["DIGITS"]
 
 
+def two_digits(random: Random) -> Form:
+    """Return a whole number of two digits."""
+    return str(random.randint(10, 99)), ["CARDINAL"]
+
+
 def three_digits(random: Random) -> Form:
     """Return a whole number of three digits, which could be read digit by digit as well."""
     return str(random.randint(101, 989)), ["CARDINAL"]
@@ -60,11 +95,45 @@ def four_digits(random: Random) -> Form:
     return str(random.randint(1400, 2030)), ["CARDINAL"]
 
 
+def aged(random: Random) -> Form:
+    """Return a number that is joined to words: "10-year-old"."""
+    rest = random.choice(
+        ("year-old", "mile-long", "page", "story", "foot-tall", "man", "hour", "day", "seat")
+    )
+    return f"{random.randint(2, 200)}-{rest}", ["CARDINAL", "PLAIN"] + ["PLAIN"] * (2 * rest.count("-") + 1)
+
+
+def named_number(random: Random) -> Form:
+    """Return a name with a number in it: "COVID-19", "Apollo 11"."""
+    name, sign = random.choice(_NUMBERED_NAMES), random.choice("- ")
+    number = random.randint(2, 99)
+    return f"{name}{sign}{number}", ["PLAIN"] * (1 + (sign == "-")) + ["CARDINAL"]
+
+
 def ordinal(random: Random) -> Form:
     """Return "21st"."""
     number = random.randint(1, 120)
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}", ["ORDINAL", "CONTINUE"]
+
+
+def ordinal_day(random: Random) -> Form:
+    """Return "March 3rd", with a year or without."""
+    text, rules = ordinal(random)
+    while int(text[:-2]) > 31:
+        text, rules = ordinal(random)
+    month, short = random.choice(_MONTHS), random.choice(_SHORT_MONTHS)
+    text, rules = random.choice(
+        ((f"{month} {text}", ["PLAIN", *rules]), (f"{short}. {text}", ["EXPAND", "CONTINUE", *rules]))
+    )
+    if random.random() < 0.4:
+        return f"{text}, {random.randint(1900, 2030)}", [*rules, "PLAIN", "YEAR"]
+    return text, rules
+
+
+def weekday(random: Random) -> Form:
+    """Return "Mon."."""
+    return random.choice(("Mon.", "Tue.", "Wed.", "Thu.", "Fri.", "Sat.", "Sun.")), ["EXPAND", "CONTINUE"]
 
 
 def year(random: Random) -> Form:
@@ -84,8 +153,11 @@ def decade(random: Random) -> Form:
 
 
 def decimal(random: Random) -> Form:
-    """Return "3.14"."""
-    return f"{random.randint(0, 99)}.{random.randint(1, 99)}", ["CARDINAL", "POINT", "DIGITS"]
+    """Return "3.14", now and then "1,203.5"."""
+    part = random.randint(1, 99)
+    if random.random() < 0.1:
+        return f"{random.randint(1000, 90_000):,}.{part}", [*_THOUSANDS, "POINT", "DIGITS"]
+    return f"{random.randint(0, 99)}.{part}", ["CARDINAL", "POINT", "DIGITS"]
 
 
 def version(random: Random) -> Form:
@@ -137,16 +209,30 @@ def month_day(random: Random) -> Form:
 
 
 def time(random: Random) -> Form:
-    """Return "3:05", with "pm" or without."""
+    """Return "3:05", with "pm" or "p.m." or without, or "3 pm"."""
+    if random.random() < 0.25:
+        ending, rules = random.choice(_HALVES)
+        return f"{random.randint(1, 12)}{ending}", ["CARDINAL", *rules]
     text = f"{random.randint(1, 12)}:{random.choice((0, 5, 10, 15, 20, 25, 30, 40, 45, 50, 55)):02}"
     rules = ["CARDINAL", "SKIP", "MINUTES"]
-    ending = random.choice(("", "", " am", " pm", " AM", "pm"))
-    return text + ending, rules + (["LETTERS"] if ending else [])
+    ending, half = random.choice((("", ()), ("", ()), *_HALVES))
+    return text + ending, [*rules, *half]
 
 
 def bare_time(random: Random) -> Form:
     """Return "3:05", which could be a ratio."""
     return f"{random.randint(1, 12)}:{random.randint(1, 59):02}", ["CARDINAL", "SKIP", "MINUTES"]
+
+
+def hours(random: Random) -> Form:
+    """Return "9:00-17:30" or "9-5"."""
+    first, last = random.randint(6, 12), random.randint(1, 23)
+    if random.random() < 0.3:
+        return f"{first}-{last}", ["CARDINAL", "TO", "CARDINAL"]
+    rules = ["CARDINAL", "SKIP", "MINUTES"]
+    minutes = (0, 15, 30, 45)
+    text = f"{first}:{random.choice(minutes):02}-{last}:{random.choice(minutes):02}"
+    return text, [*rules, "TO", *rules]
 
 
 def ratio(random: Random) -> Form:
@@ -165,26 +251,40 @@ def score(random: Random) -> Form:
 
 
 def phone(random: Random) -> Form:
-    """Return "555-0123", with an area in front or without."""
-    text = f"{random.randint(200, 999)}-{random.randint(0, 9999):04}"
-    if random.random() < 0.5:
-        return f"{random.randint(200, 999)}-{text}", ["DIGITS", "PAUSE", "DIGITS", "PAUSE", "DIGITS"]
-    return text, ["DIGITS", "PAUSE", "DIGITS"]
+    """Return "555-0123", with an area in front or without, also "(212) 555-0123" and "212.555.0123"."""
+    area, text = random.randint(200, 999), f"{random.randint(200, 999)}-{random.randint(0, 9999):04}"
+    rules = ["DIGITS", "PAUSE", "DIGITS"]
+    kind = random.randrange(5)
+    if kind == 0:
+        return f"({area}) {text}", ["SKIP", "DIGITS", "PAUSE", *rules]
+    if kind == 1:
+        return f"{area}.{text.replace('-', '.')}", ["DIGITS", "PAUSE", *rules]
+    if kind == 2:
+        return f"{area}-{text}", ["DIGITS", "PAUSE", *rules]
+    return text, rules
 
 
 def money(random: Random) -> Form:
-    """Return "$12.50", "$12" or "$5 million", in four currencies."""
-    sign, whole = random.choice("$$$€£¥"), random.randint(1, 900)
-    kind = random.randrange(3)
-    if kind == 0 and sign != "¥":
-        return f"{sign}{whole}.{random.randint(1, 99):02}", ["SKIP", "MONEY", "AND", "CENTS"]
+    """Return "$12.50", "$1,200", "$12" or "$5.2 million", in four currencies."""
+    sign, whole = random.choice("$$$€£¥"), str(random.randint(1, 900))
+    rules = ["SKIP", "MONEY"]
+    kind = random.randrange(4)
     if kind == 1:
-        return f"{sign}{whole} {random.choice(('million', 'billion'))}", ["SKIP", "CARDINAL", "MONEY_WORD"]
-    return f"{sign}{whole}", ["SKIP", "MONEY"]
+        word = random.choice(("million", "billion"))
+        if random.random() < 0.4:
+            text = f"{sign}{random.randint(1, 99)}.{random.randint(1, 9)} {word}"
+            return text, ["SKIP", "CARDINAL", "POINT", "DIGITS", "MONEY_WORD"]
+        return f"{sign}{whole} {word}", ["SKIP", "CARDINAL", "MONEY_WORD"]
+    if random.random() < 0.3:
+        whole, rules = f"{random.randint(1000, 90_000):,}", ["SKIP", "MONEY", *_THOUSANDS[1:]]
+    if kind == 0 and sign != "¥":
+        cents = random.randint(0, 99) if random.random() < 0.8 else 0
+        return f"{sign}{whole}.{cents:02}", [*rules, *(("AND", "CENTS") if cents else ("SKIP", "SKIP"))]
+    return f"{sign}{whole}", rules
 
 
 def measure(random: Random) -> Form:
-    """Return "5 km" or "5.2 km"."""
+    """Return "5 km", "5.2 km" or "1,200 km"."""
     unit = random.choice(
         ("km", "m", "cm", "mm", "kg", "g", "mg", "lb", "oz", "ft", "in", "mph", "ml", "GB", "kHz")
     )
@@ -192,6 +292,8 @@ def measure(random: Random) -> Form:
     if random.random() < 0.3:
         text, rules = decimal(random)
         return f"{text}{space}{unit}", [*rules, "UNIT"]
+    if random.random() < 0.1:
+        return f"{random.randint(1000, 90_000):,}{space}{unit}", [*_THOUSANDS, "UNIT"]
     return f"{random.randint(1, 250)}{space}{unit}", ["CARDINAL", "UNIT"]
 
 
@@ -224,82 +326,13 @@ def negative(random: Random) -> Form:
     return f"-{random.randint(1, 99)}", ["MINUS", "CARDINAL"]
 
 
-def web(random: Random) -> Form:
-    """Return "www.example.com" or "example.org/music"."""
-    name, end = random.choice(_NAMES), random.choice(_ENDINGS)
-    if random.random() < 0.5:
-        return f"www.{name}.{end}", ["LETTERS", "SIGN", "PLAIN", "SIGN", "PLAIN"]
-    return f"{name}.{end}/{random.choice(_NAMES)}", ["PLAIN", "SIGN", "PLAIN", "SIGN", "PLAIN"]
-
-
-def email(random: Random) -> Form:
-    """Return "mary@example.com" or "mary.smith@example.com"."""
-    person, name, end = random.choice(_PEOPLE), random.choice(_NAMES), random.choice(_ENDINGS)
-    if random.random() < 0.5:
-        sign = random.choice("._-")
-        return f"{person}{sign}smith@{name}.{end}", [
-            "PLAIN",
-            "SIGN",
-            "PLAIN",
-            "SIGN",
-            "PLAIN",
-            "SIGN",
-            "PLAIN",
-        ]
-    return f"{person}@{name}.{end}", ["PLAIN", "SIGN", "PLAIN", "SIGN", "PLAIN"]
-
-
-def acronym(random: Random) -> Form:
-    """Return letters that are read one by one, with points or without."""
-    letters = random.sample(_LETTERS, random.randint(2, 3))
-    if random.random() < 0.4:
-        return ".".join(letters) + ".", ["LETTERS", "CONTINUE", *["LETTERS", "CONTINUE"] * (len(letters) - 1)]
-    return "".join(letters), ["LETTERS"]
-
-
-def roman_cardinal(random: Random) -> Form:
-    """Return a Roman numeral that is read as a number."""
-    return random.choice(("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")), [
-        "ROMAN_CARDINAL"
-    ]
-
-
-def roman_ordinal(random: Random) -> Form:
-    """Return a Roman numeral that is read as an ordinal: of rulers."""
-    return roman_cardinal(random)[0], ["ROMAN_ORDINAL"]
-
-
-def title(random: Random) -> Form:
-    """Return what stands shortened before a name."""
-    return (
-        f"{random.choice(('Dr', 'Mr', 'Mrs', 'Ms', 'Prof', 'Gen', 'Sen', 'Capt', 'Lt', 'Sgt', 'Rev', 'Gov'))}.",
-        [
-            "EXPAND",
-            "CONTINUE",
-        ],
-    )
-
-
-def shortened(random: Random) -> Form:
-    """Return what stands shortened before a number."""
-    return f"{random.choice(('fig', 'no', 'vol', 'ch', 'approx', 'pp', 'nos'))}.", ["EXPAND", "CONTINUE"]
-
-
-def such_as(random: Random) -> Form:
-    """Return "e.g." or "i.e."."""
-    return random.choice(("e.g.", "i.e.")), ["EXPAND", "CONTINUE", "CONTINUE", "CONTINUE"]
-
-
-def hash_number(random: Random) -> Form:
-    """Return "#5"."""
-    return f"#{random.randint(1, 60)}", ["EXPAND", "CARDINAL"]
-
-
 FORMS: dict[str, Callable[[Random], Form]] = {
     one.__name__: one
     for one in (
-        cardinal, digits, three_digits, four_digits, bare_time, title, shortened, such_as, ordinal, year, years,
+        cardinal, digits, two_digits, three_digits, four_digits, bare_time, title, shortened, such_as, ordinal, year,
+        years,
         decade, decimal, version, fraction, mixed, date, iso_date, month_day,
+        aged, named_number, ordinal_day, weekday, hours, hashtag,
         time, ratio, score, phone, money, measure, speed, degrees, percent, negative, web, email, acronym,
         roman_cardinal, roman_ordinal, hash_number,
     )

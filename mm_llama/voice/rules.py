@@ -39,20 +39,8 @@ class Reading:
         """
         if len(self.tokens) != len(self.rules):
             raise ValueError(f"{len(self.tokens)} tokens of text have {len(self.rules)} rules")
-        said, gap, before = "", False, PLAIN
-        for place, (token, rule) in enumerate(zip(self.tokens, self.rules, strict=True)):
-            gap |= token.space
-            try:
-                words = self.of(place)
-            except Unreadable:
-                words, rule = token.text, PLAIN
-            if not words:
-                continue
-            touching = bool(said) and (said[-1].isalnum() or before == PAUSE) and words[0].isalnum()
-            if said and (gap or (touching and (rule, before) != (PLAIN, PLAIN))):
-                said += " "
-            said, gap, before = said + words, False, rule
-        return said
+        writer = Writer()
+        return "".join(writer.piece(self, place) for place in range(len(self.tokens)))
 
     def of(self, place: int) -> str:
         """Return what the token at a place says. Raises Unreadable where its rule has no reading for it."""
@@ -93,14 +81,11 @@ class Reading:
         return None
 
     def currency(self, place: int) -> tuple[str, str, str, str]:
-        """Return the names of the currency whose sign stands nearest before a place, else behind it."""
-        near = [
-            *range(place - 1, max(-1, place - 7), -1),
-            *range(place + 1, min(len(self.tokens), place + 5)),
-        ]
-        for other in near:
-            if self.tokens[other].text in CURRENCIES:
-                return CURRENCIES[self.tokens[other].text]
+        """Return the names of the currency whose sign stands nearest before a place, else right behind it."""
+        near = [self.tokens[back] for back in range(place - 1, max(-1, place - 7), -1)]
+        for token in [*near, self.after(place)]:
+            if token is not None and token.text in CURRENCIES:
+                return CURRENCIES[token.text]
         raise Unreadable(f"no sign of a currency near {self.tokens[place].text!r}")
 
     def _whole(self, place: int) -> list[Token]:
@@ -108,6 +93,34 @@ class Reading:
         while end < len(self.tokens) and self.rules[end] == CONTINUE:
             end += 1
         return list(self.tokens[place:end])
+
+
+@dataclass
+class Writer:
+    """Puts together what is said, from left to right: where a space stands between two tokens, and where none does."""
+
+    said: str = ""  # its last character
+    gap: bool = False  # white space stood before a token that says nothing
+    before: str = PLAIN  # the rule of what was said last
+    unread: bool = False  # the token that this one continues could not be read
+
+    def piece(self, reading: Reading, place: int) -> str:
+        """Return what the token at a place adds to what is said, with the space before it."""
+        token, rule = reading.tokens[place], reading.rules[place]
+        self.gap |= token.space
+        self.unread &= rule == CONTINUE  # what continues a token that could not be read is left as well
+        try:
+            words = token.text if self.unread else reading.of(place)
+        except Unreadable:
+            words, self.unread = token.text, True
+        if self.unread:
+            rule = PLAIN
+        if not words:
+            return ""
+        touching = bool(self.said) and (self.said.isalnum() or self.before == PAUSE) and words[0].isalnum()
+        space = bool(self.said) and (self.gap or (touching and (rule, self.before) != (PLAIN, PLAIN)))
+        self.said, self.gap, self.before = words[-1], False, rule
+        return " " * space + words
 
 
 def in_words(number: int, to: str = "cardinal", language: str = "en") -> str:

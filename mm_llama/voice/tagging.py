@@ -18,6 +18,7 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
 from mm_llama.spoken import Spoken
 from mm_llama.voice.features import features
+from mm_llama.voice.fitting import fitting
 from mm_llama.voice.rules import NAMES, Reading
 from mm_llama.voice.written import Token, split
 
@@ -83,8 +84,8 @@ def read(
         with torch.inference_mode():
             scores = tagged(model, tokens_BS.to(model.device), rows, tokenizer)
         for place, scores_NR in zip(chosen, scores, strict=True):
-            rules = [NAMES[number] for number in scores_NR.argmax(-1).tolist()]
-            found[place] = Reading(split(texts[place]), rules)
+            tokens = split(texts[place])
+            found[place] = Reading(tokens, fitting(tokens, scores_NR))
     return [found[place] for place in range(len(texts))]
 
 

@@ -7,7 +7,6 @@ is none, but remembered by the token after it.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -26,26 +25,42 @@ class Token:
         return _category(self.text[0]) == "N"
 
 
+class Splitter:
+    """Splits a text that comes in pieces: a token is there when the character behind it is."""
+
+    def __init__(self) -> None:
+        self._run, self._start, self._place = "", 0, 0
+        self._space, self._kind = False, ""
+
+    def push(self, text: str) -> list[Token]:
+        """Return the tokens that the next characters complete."""
+        found = []
+        for character in text:
+            category = _category(character)
+            if self._run and (category != self._kind or category == "S"):
+                found += self.finish()
+            if category == "Z":
+                self._space = True
+            else:
+                if not self._run:
+                    self._start, self._kind = self._place, category
+                self._run += character
+            self._place += 1
+        return found
+
+    def finish(self) -> list[Token]:
+        """Return the token that has begun, if any: nothing more belongs to it."""
+        if not self._run:
+            return []
+        token = Token(self._run, self._start, self._start + len(self._run), self._space)
+        self._run, self._space = "", False
+        return [token]
+
+
 def split(text: str) -> list[Token]:
     """Return the tokens of a text; together with white space they are all of it."""
-    return list(_split(enumerate(text)))
-
-
-def _split(characters: Iterable[tuple[int, str]]) -> Iterator[Token]:
-    run, start, space, kind = "", 0, False, ""
-    for place, character in characters:
-        category = _category(character)
-        if run and (category != kind or category == "S"):
-            yield Token(run, start, place, space)
-            run, space = "", False
-        if category == "Z":
-            space = True
-            continue
-        if not run:
-            start, kind = place, category
-        run += character
-    if run:
-        yield Token(run, start, start + len(run), space)
+    splitter = Splitter()
+    return [*splitter.push(text), *splitter.finish()]
 
 
 def _category(character: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.tts_normalization import Normalizer
+from adapters.tts_normalization import Normalizer, Reading
 
 DIM, RULES, CONTEXT = 24, 7, 2
 
@@ -113,3 +113,38 @@ def test_what_cannot_be_is_refused() -> None:
         Normalizer(DIM, RULES, width=16, num_heads=3)
     with pytest.raises(ValueError, match="context=-1 is not below 0"):
         Normalizer(DIM, RULES, context=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"uses_core": False}, {"memory": 2}])
+@pytest.mark.parametrize("step", [1, 3, 20])
+def test_a_text_in_pieces_is_read_as_the_whole(options: dict[str, Any], step: int) -> None:
+    normalizer, (features, states, owners) = make(**options), texts(9)
+    kept, parts = Reading(), []
+    with torch.inference_mode():
+        (whole,) = normalizer(features, states, owners)
+        for first in range(0, 9, step):
+            here = (owners[0] >= first) & (owners[0] < first + step)
+            given = features[0][first : first + step], states[0][here], owners[0][here].tolist()
+            parts.append(normalizer.more(kept, *given, last=first + step >= 9))
+    assert step == 20 or len(parts[0]) == max(0, step - CONTEXT)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
+    if options.get("memory"):
+        assert len(kept.owners) < 9  # what is far behind is not kept
+
+
+def test_memory_is_how_far_behind_a_state_is_seen() -> None:
+    normalizer, (features, states, owners) = make(memory=2), texts(9)
+    changed = states[0].clone()
+    changed[owners[0] == 3] += 1
+    with torch.inference_mode():
+        (before,), (after,) = normalizer(features, states, owners), normalizer(features, [changed], owners)
+    differs = (before != after).any(-1)
+    assert differs[3 - CONTEXT : 6].all() and not differs[6:].any()
+
+
+def test_what_cannot_be_read_in_pieces_is_refused() -> None:
+    features, states, _ = texts(3)
+    with pytest.raises(ValueError, match="from both its ends"):
+        make(uses_core=False, whole=True).more(Reading(), features[0])
+    with pytest.raises(ValueError, match="looks at the core"):
+        make().more(Reading(), features[0], states[0], [0])

@@ -125,3 +125,39 @@ def test_what_cannot_be_is_refused() -> None:
         ProsodyModel(PHONES, DIM, chunk=0)
     with pytest.raises(ValueError, match="does not give 5 heads"):
         make(num_heads=5)
+
+
+@pytest.mark.parametrize("uses_core", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 11])
+@pytest.mark.parametrize("step", [1, 3, 20])
+def test_phones_in_pieces_are_timed_as_the_whole(uses_core: bool, count: int, step: int) -> None:
+    model, (phones, _, states, owners) = make(uses_core=uses_core), texts(count)
+    with torch.inference_mode():
+        (whole,) = model.predict(phones, states, owners, [1])
+        parts, kept, told = [], model.start(style=1), 0
+        for first in range(0, count, step):
+            last = first + step >= count
+            # A state comes with the first phone of its token.
+            until = len(states[0]) if last else int(owners[0][first + step - 1]) + 1
+            given = states[0][told:until], owners[0][first : first + step]
+            parts.append(model.more(kept, phones[0][first : first + step], *given, last=last))
+            told = until
+    assert sum(map(len, parts)) == count and (count < 11 or step == 20 or len(parts[-1]) < count)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_pieces_of_other_sizes_give_the_same_bits() -> None:
+    model, (phones, _, states, owners) = make(), texts(11)
+    found = []
+    with torch.inference_mode():
+        for step in (1, 4):
+            kept, parts = model.start(), []
+            for first in range(0, 11, step):
+                last, until = first + step >= 11, (first + step + 1) // 2
+                part = slice(first, first + step)
+                told = states[0][(first + 1) // 2 : len(states[0]) if last else until]
+                parts.append(model.more(kept, phones[0][part], told, owners[0][part], last=last))
+            found.append(torch.cat(parts))
+    assert torch.equal(*found)
+    with pytest.raises(ValueError, match="looks at the core"):
+        model.more(model.start(), phones[0])

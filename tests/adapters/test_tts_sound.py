@@ -146,3 +146,24 @@ def test_what_cannot_be_is_refused() -> None:
         vocoder()([torch.zeros(4, 5)])
     with pytest.raises(ValueError, match="not an even number of hops"):
         Vocoder(MELS, 8000, 80, 30)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 23])
+@pytest.mark.parametrize("step", [1, 4, 30])
+def test_phones_in_pieces_sound_as_the_whole(count: int, step: int) -> None:
+    acoustic_model, sounder, whole = acoustic(), vocoder(), utterance(count)
+    with torch.inference_mode():
+        (mels,) = acoustic_model([whole])
+        (samples,) = sounder([mels])
+        speaking, waving = acoustic_model.start(), sounder.start()
+        frames, waves = [], []
+        for first in range(0, count, step):
+            phones, lengths, prosody = (part[first : first + step] for part in whole)
+            last = first + step >= count
+            frames.append(acoustic_model.more(speaking, (phones, lengths, prosody), last))
+            waves.append(sounder.more(waving, frames[-1], last))
+    torch.testing.assert_close(torch.cat(frames), mels, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(waves), samples, rtol=1e-4, atol=1e-4)
+    if count == 23 and step < 30:
+        # Sound comes long before the end; behind the last piece there is what was looked ahead at.
+        assert len(waves[len(waves) // 2]) and len(waves[-1]) < len(samples) / 2
