@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,11 @@ class AcousticModel(nn.Module):
         self.phones_ahead, self.frames_ahead = phones_ahead, frames_ahead
         self.embedding = nn.Embedding(num_phones, width)
         self.prosody = nn.Linear(4, width)
-        self.phone_blocks = nn.ModuleList(
+        self.phone_blocks: Any = nn.ModuleList(
             Block(width, hidden, kernel, ahead) for ahead in aheads(phone_blocks, kernel, phones_ahead)
         )
         self.place = nn.Linear(6, width)
-        self.frame_blocks = nn.ModuleList(
+        self.frame_blocks: Any = nn.ModuleList(
             Block(width, hidden, kernel, ahead) for ahead in aheads(frame_blocks, kernel, frames_ahead)
         )
         self.norm = nn.LayerNorm(width)
@@ -101,8 +102,8 @@ class AcousticModel(nn.Module):
     def start(self) -> Sounding:
         """Return what is kept of an utterance of which nothing has come yet."""
         none = self.output.weight.new_zeros(0, 3)
-        tails = ([Tail() for _ in blocks] for blocks in (self.phone_blocks, self.frame_blocks))
-        return Sounding(*tails, none[:, 0].long(), none)
+        phones, frames = ([Tail() for _ in blocks] for blocks in (self.phone_blocks, self.frame_blocks))
+        return Sounding(phones, frames, none[:, 0].long(), none)
 
     def more(self, kept: Sounding, part: Utterance, last: bool = False) -> Tensor:
         """Return float[f, n], the frames that the next phones of an utterance complete; `last`: all that are left.

@@ -135,6 +135,10 @@ class Normalizer(nn.Module):
         logits_BNR = self._scores(h_BNW)
         return [logits[:count] for logits, count in zip(logits_BNR, lengths, strict=True)]
 
+    def start(self) -> Reading:
+        """Return what is kept of a text of which nothing has come yet."""
+        return Reading()
+
     def more(
         self,
         kept: Reading,

@@ -59,13 +59,8 @@ class ProsodyModel(nn.Module):
                 f"num_phones={num_phones}, num_layers={num_layers}, chunk={chunk} and num_styles={num_styles} are at "
                 f"least 1, phones_ahead={phones_ahead} is not below 0, dropout={dropout} is a share below 1"
             )
-        self.num_phones, self.phones_ahead, self.chunk, self.uses_core = (
-            num_phones,
-            phones_ahead,
-            chunk,
-            uses_core,
-        )
-        self.dropout = dropout
+        self.num_phones, self.dim, self.phones_ahead = num_phones, dim, phones_ahead
+        self.chunk, self.uses_core, self.dropout = chunk, uses_core, dropout
         self.phone = nn.Embedding(num_phones + 1, width)  # the last: behind the end
         self.style = nn.Embedding(num_styles, width)
         self.before = nn.Linear(NUM, width)

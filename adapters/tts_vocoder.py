@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Vocoder(nn.Module):
         first, *rest = aheads(num_blocks + 1, kernel, frames_ahead)
         self.frames_ahead = frames_ahead
         self.input = Convolution(num_mels, width, kernel, first)
-        self.blocks = nn.ModuleList(Block(width, hidden, kernel, ahead) for ahead in rest)
+        self.blocks: Any = nn.ModuleList(Block(width, hidden, kernel, ahead) for ahead in rest)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, window + 2)
         self.window: Tensor

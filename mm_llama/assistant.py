@@ -5,7 +5,7 @@ Importing this module imports no torch; `load` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -107,6 +107,7 @@ class Assistant:
         system: str | None = ...,
         stream: Literal[True],
         compile: bool = ...,
+        watch: Collection[int] = ...,
     ) -> TextStream: ...
 
     def chat(
@@ -121,12 +122,14 @@ class Assistant:
         system: str | None = None,
         stream: bool = False,
         compile: bool = False,
+        watch: Collection[int] = (),
     ) -> str | TextStream:
         """Answer a question (a string) or continue a conversation (OpenAI-style messages) as the assistant.
 
         A part of a message's content is text, or a picture as a path, the bytes of a file or a PIL picture:
         `{"type": "image", "path": "cat.jpg"}`. Greedy unless `temperature` is above 0. `stream=True` gives an
-        iterator of text pieces whose `result` is the whole answer with its tokens, stop reason and times.
+        iterator of text pieces whose `result` is the whole answer with its tokens, stop reason and times; `watch`
+        names layers of the core whose states `written` of it tells (`mm_llama.voice.speak` reads them).
         Raises ValueError for messages that cannot be answered, pictures without an image adapter, and a
         conversation that with its answer does not fit the core's context: nothing is ever cut.
         """
@@ -141,6 +144,7 @@ class Assistant:
             sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
             stop=self.chat_format.stop,
             compile=compile,
+            watch=watch,
         )
         return pieces if stream else pieces.result.text
 

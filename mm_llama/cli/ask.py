@@ -11,10 +11,10 @@ import mimetypes
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mm_llama.cli.eval_speech import check_beam
 from mm_llama.cli.say import speaker_of, voice_runs, write_wav
@@ -24,7 +24,10 @@ from mm_llama.data.video_limits import NoPicturesError
 from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
+    from mm_llama.core.tokenizer import Tokenizer
     from mm_llama.generation.engine import Generated, TextStream
+    from mm_llama.spoken import Written
+    from mm_llama.voice.speak import Speaker
 
 # Where `make demo` leaves them, by what they see.
 DEFAULT_ADAPTERS = {
@@ -48,6 +51,8 @@ _EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     """Answer one question; prints the answer as it is made, or one JSON object."""
     started = time.perf_counter()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     options = _parser().parse_intermixed_args(argv)
     files, question = _files_and_question(options.words)
     media = [_open(file) for file in files]
@@ -85,7 +90,11 @@ def main(argv: list[str]) -> int:
         seed=sampling.seed,
         system=options.system,
         stream=True,
+        watch=speaker.layers if speaker is not None else (),
     )
+    if speaker is not None:
+        shown = sys.stdout if not (options.json or options.no_stream) else None
+        _speak(answer, speaker, Path(options.speak), assistant.tokenizer, shown)
     if options.json:
         result = answer.result
         print(
@@ -105,10 +114,42 @@ def main(argv: list[str]) -> int:
             )
         )
     else:
-        _show(answer, whole=options.no_stream, limit=options.max_new_tokens)
-    if speaker is not None:
-        write_wav(Path(options.speak), speaker.say(answer.result.text), speaker.samples_a_second)
+        told = speaker is not None and not options.no_stream
+        _show(answer, whole=options.no_stream, limit=options.max_new_tokens, told=told)
     return 0
+
+
+def _speak(
+    answer: TextStream, speaker: Speaker, path: Path, tokenizer: Tokenizer, shown: TextIO | None
+) -> None:
+    """Say an answer while it is written, and print it meanwhile. The text is whole even where the voice is not."""
+    from mm_llama.generation.text import TextPieces
+
+    pieces = TextPieces(tokenizer)
+
+    def printing() -> Iterator[Written]:
+        for token in answer.written():
+            if shown is not None:
+                _print(pieces.push_bytes(token.data))
+            yield token
+        if shown is not None:
+            _print(pieces.finish())
+
+    written = printing()
+    try:
+        # What is closed when the voice fails is what it was given, not the answer.
+        write_wav(path, speaker.stream(token for token in written), speaker.samples_a_second)
+    except ValueError:
+        for _ in written:
+            pass
+        raise
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # the reader has seen enough: no complaint, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -281,17 +322,11 @@ def _messages(media: list[_Medium], question: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, *written]}]
 
 
-def _show(answer: TextStream, *, whole: bool, limit: int) -> None:
-    """Print the answer, piece by piece unless `whole`; notes about it go to stderr."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-    try:
-        for piece in [answer.result.text] if whole else answer:
-            print(piece, end="", flush=True)
-        print(flush=True)
-    except BrokenPipeError:  # the reader has seen enough: no complaint, also not at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+def _show(answer: TextStream, *, whole: bool, limit: int, told: bool) -> None:
+    """Print the answer, piece by piece unless `whole`, or its end if it was `told` before; notes go to stderr."""
+    for piece in [answer.result.text] if whole else () if told else answer:
+        _print(piece)
+    _print("\n")
     result = answer.result
     if result.stop_reason == "length":
         print(f"note: the answer was cut after {limit} tokens; --max-new-tokens allows more", file=sys.stderr)

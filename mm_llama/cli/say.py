@@ -6,9 +6,11 @@ Everything that can be wrong with the arguments is found before torch is importe
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import sys
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from mm_llama.voice import check_factor
 
 if TYPE_CHECKING:
     from mm_llama.assistant import Assistant
-    from mm_llama.voice.speak import Said, Speaker
+    from mm_llama.voice.speak import Piece, Said, Speaker
 
 # Where the stages of the voice leave their runs; the normaliser is used where there is one.
 RUNS = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
@@ -39,36 +41,50 @@ def main(argv: list[str]) -> int:
             "--raw writes samples to standard output, and nothing else does: give -o - --raw together"
         )
     adapters = voice_runs(options.adapter)
-    text = sys.stdin.read() if options.text == "-" else options.text
-    if not text.strip():
+    if not options.text.strip():
         raise ValueError('there is nothing to say; for example: mm-llama say "Good morning." -o out.wav')
 
     from mm_llama.assistant import load
+    from mm_llama.voice.wording import check_script
 
+    if options.text != "-":
+        check_script(options.text)
     found = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    speaker = speaker_of(found, options.rate, options.pitch)
-    parts = _told(speaker.say(text), options.show)
+    speaker = speaker_of(found, options.rate, options.pitch, options.style)
+    texts = _standard_input() if options.text == "-" else [options.text]
+    parts = _told(speaker.stream(speaker.read(texts)), options.show)
     if options.raw:
-        for part in parts:
-            sys.stdout.buffer.write(pcm(part.samples))
-            sys.stdout.buffer.flush()
+        with contextlib.suppress(BrokenPipeError):  # who listens has heard enough
+            for part in parts:
+                sys.stdout.buffer.write(pcm(part.samples))
+                sys.stdout.buffer.flush()
         return 0
     seconds = write_wav(Path(options.output), parts, speaker.samples_a_second)
     print(f"{options.output}: {seconds:.1f} s", file=sys.stderr)
     return 0
 
 
-def speaker_of(assistant: Assistant, rate: float = 1.0, pitch: float = 1.0) -> Speaker:
+def _standard_input() -> Iterator[str]:
+    """Yield what is typed or piped in, as it comes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    source: Any = sys.stdin.buffer
+    while data := source.read1(4096):
+        yield decoder.decode(data)
+    yield decoder.decode(b"", True)
+
+
+def speaker_of(assistant: Assistant, rate: float = 1.0, pitch: float = 1.0, style: int = 0) -> Speaker:
     """Return the voice that is attached to a model. Raises ValueError, naming it, for a part that is missing."""
     from mm_llama.assets import asset
     from mm_llama.data.text_to_speech import Hibari
     from mm_llama.voice.speak import Speaker
 
     engine = Hibari(asset("hibari_tts"))
-    return Speaker(assistant.model, assistant.tokenizer, assistant.chat_format, engine.phones, rate, pitch)
+    parts = assistant.model, assistant.tokenizer, assistant.chat_format, engine.phones
+    return Speaker(*parts, rate, pitch, style)
 
 
-def write_wav(path: Path, parts: Iterator[Said], samples_a_second: int) -> float:
+def write_wav(path: Path, parts: Iterable[Said | Piece], samples_a_second: int) -> float:
     """Write parts as 16-bit mono WAV and return its seconds. The file appears whole, or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     count = 0
@@ -94,10 +110,10 @@ def pcm(samples: Any) -> bytes:
     return bytes(scaled.numpy().astype("<i2").tobytes())
 
 
-def _told(parts: Iterator[Said], show: bool) -> Iterator[Said]:
+def _told(parts: Iterator[Piece], show: bool) -> Iterator[Piece]:
     for part in parts:
-        if show:
-            print(f"{part.words}\n  {part.phones}", file=sys.stderr)
+        if show and part.said is not None:
+            print(f"{part.said.words}\n  {part.said.phones}", file=sys.stderr)
         yield part
 
 
@@ -133,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a WAV file, or - for standard output (with --raw)",
     )
-    add("--raw", action="store_true", help="16-bit samples as soon as each sentence is spoken, with -o -")
+    add("--raw", action="store_true", help="16-bit samples as soon as they are spoken, with -o -")
     add(
         "--rate",
         type=float,
@@ -145,6 +161,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         help="higher or lower, a factor from 0.5 to 2 (default: %(default)s)",
+    )
+    add(
+        "--style",
+        type=int,
+        default=0,
+        metavar="N",
+        help="a style of the voice's prosody (default: %(default)s)",
     )
     add("--show", action="store_true", help="print the words that are said, and their phones")
     add(

@@ -24,7 +24,7 @@ from mm_llama.data.written_names import (
 )
 
 _THOUSANDS = ["CARDINAL", "CONTINUE", "CONTINUE"]  # of "12,345"
-_HALVES = (
+_HALVES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (" am", ("LETTERS",)),
     (" pm", ("LETTERS",)),
     (" AM", ("LETTERS",)),
@@ -214,9 +214,9 @@ def time(random: Random) -> Form:
         ending, rules = random.choice(_HALVES)
         return f"{random.randint(1, 12)}{ending}", ["CARDINAL", *rules]
     text = f"{random.randint(1, 12)}:{random.choice((0, 5, 10, 15, 20, 25, 30, 40, 45, 50, 55)):02}"
-    rules = ["CARDINAL", "SKIP", "MINUTES"]
-    ending, half = random.choice((("", ()), ("", ()), *_HALVES))
-    return text + ending, [*rules, *half]
+    none: tuple[str, tuple[str, ...]] = ("", ())
+    ending, half = random.choice((none, none, *_HALVES))
+    return text + ending, ["CARDINAL", "SKIP", "MINUTES", *half]
 
 
 def bare_time(random: Random) -> Form:

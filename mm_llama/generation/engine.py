@@ -27,6 +27,7 @@ from mm_llama.generation.sampling import Sampler, Sampling
 from mm_llama.generation.text import TextPieces, text_of
 from mm_llama.modality import MediaState
 from mm_llama.model import MultimodalLlama
+from mm_llama.spoken import Watch, Written
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,18 @@ def stream(
     stop: Collection[int] = (),
     prefill_chunk: int = 0,
     compile: bool = False,
+    watch: Collection[int] = (),
 ) -> "TextStream":
-    """Continue one prompt; its text comes in pieces as it is made. Arguments and errors as in `generate`."""
+    """Continue one prompt; its text comes in pieces as it is made. Arguments and errors as in `generate`.
+
+    `watch` names layers of the core whose states `TextStream.written` tells beside the text; it does not go together
+    with `compile`, whose steps nobody looks into.
+    """
+    if watch and compile:
+        raise ValueError("a compiled step tells no states: leave out compile, or what watches the core")
     batch = make_batch(model, [prompt])
     run = _Run(model, batch, max_new_tokens, sampling or Sampling(), stop, prefill_chunk, compile)
+    run.watch = Watch(run.core, watch)
     return TextStream(run, tokenizer)
 
 
@@ -118,6 +127,23 @@ class TextStream(Iterator[str]):
         for _ in self:
             pass
         return self._run.result(0, self._tokenizer)
+
+    def written(self) -> Generator[Written, None, None]:
+        """Yield the answer's tokens with the states of the watched layers behind them, each as soon as it is known.
+
+        That is when the next token is made. To be used instead of the pieces of text, not beside them.
+        """
+        waiting: int | None = None
+        with closing(self._run.events()) as events:
+            for _, token in events:
+                if waiting is not None:
+                    yield self._told(waiting)
+                waiting = token
+        if waiting is not None:
+            yield self._told(waiting)
+
+    def _told(self, token: int) -> Written:
+        return Written(self._tokenizer.token_bytes(token), self._run.watch.at(-1))
 
     def close(self) -> None:
         """Make no more; `result` is then what there is so far."""
@@ -176,13 +202,14 @@ class _Run:
         self.compile = compile
         self.embeddings = embeddings
         self.prefill_seconds = 0.0
+        self.watch = Watch(self.core, ())
         self._check_prompts()
 
     @torch.inference_mode()
     def events(self) -> Generator[tuple[int, int], None, None]:
         """Extend every row to its end; yields (row, token) as tokens are made, without stop tokens."""
         self._start = time.perf_counter()
-        with _evaluating(self.model):
+        with _evaluating(self.model), self.watch:
             batch, media = self.batch.to(self.core.embedding.weight.device), None
             if not isinstance(self.model, Llama):
                 batch, media = self.model.prepare(batch, self.embeddings)
@@ -191,7 +218,9 @@ class _Run:
                     row.num_prompt_tokens = length
                 self._check_prompts()
             weight = self.core.embedding.weight
-            length = max(row.num_prompt_tokens for row in self.rows) + self.max_new_tokens - 1
+            # The last token is run only where its states are wanted.
+            length = max(row.num_prompt_tokens for row in self.rows) + self.max_new_tokens
+            length -= not self.watch.layers
             config, step, cache_class = self.core.config, _forward, KVCache
             if self.compile:
                 step, cache_class = compiled(_forward), FixedShapeCache
@@ -205,10 +234,10 @@ class _Run:
                     if self._take(self.rows[index], token):
                         yield index, token
                 alive = [place for place, index in enumerate(here) if not self.rows[index].stop_reason]
-                if not alive:
+                if not alive and not (self.watch.layers and self.rows[0].stop_reason == "length"):
                     return
                 # A smaller batch would have to be compiled again.
-                if 2 * len(alive) <= len(here) and not self.compile:
+                if alive and 2 * len(alive) <= len(here) and not self.compile:
                     here = [here[place] for place in alive]
                     cache = cache.select(torch.tensor(alive, device=weight.device))
                     media = _select_rows(media, alive)
@@ -219,6 +248,8 @@ class _Run:
                     [[row.num_prompt_tokens + len(row.tokens) - 1] for row in rows], device=weight.device
                 )
                 logits_BV = step(self.model, tokens_B1, positions_B1, cache, media)[:, 0]
+                if not alive:
+                    return  # the last token was run for the sake of its state
 
     def result(self, index: int, tokenizer: Tokenizer | None) -> Generated:
         """What has become of one row."""

@@ -18,7 +18,11 @@ class TextPieces:
 
     def push(self, token: int) -> str:
         """The characters that `token` completes; often none in the middle of a character of several bytes."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        return self.push_bytes(self._tokenizer.token_bytes(token))
+
+    def push_bytes(self, data: bytes) -> str:
+        """The characters that the bytes of one more token complete."""
+        return self._decoder.decode(data)
 
     def finish(self) -> str:
         """What is left when no token follows: U+FFFD for a character cut short, else nothing."""

@@ -1,16 +1,19 @@
-"""Text to sound, sentence by sentence: what is written is read, its phones are found, timed, and made to sound.
+"""Text to sound while it is written: what the core writes is read, its phones are found, timed, and made to sound.
 
 Rules: a sign that no rule gives a name is not said (an emoji, say); a letter of a script that the voice does not know
-is an error before anything is said, as no word is ever left out in silence.
+is an error, and for a text that is there as a whole one before anything is said, as no word is left out in silence.
 
-Shapes: P phones, T samples.
+Nothing runs ahead of who listens: what is said is made when it is asked for, and with it what is written.
+
+Shapes: T samples.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable, Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,32 +23,31 @@ from torch import Tensor
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
+from mm_llama.spoken import Written
 from mm_llama.voice import check_factor
-from mm_llama.voice.predicted import given, prosody_model_of
-from mm_llama.voice.prosody import utterance_of
+from mm_llama.voice.predicted import prosody_model_of
+from mm_llama.voice.reading import read_aloud
 from mm_llama.voice.tagging import KIND as NORMALIZER
-from mm_llama.voice.tagging import read, written_rows
+from mm_llama.voice.tagging import normalizer_of
+from mm_llama.voice.uttering import Said, Sentence
+from mm_llama.voice.wording import Wording, check_script
 
-LONGEST = 300  # characters that are spoken in one breath
-_ENDS = re.compile(r"(?<=[.!?…])[\"')\]”’]*\s+")
-_PAUSES = re.compile(r"(?<=[,;:—–)])\s+")
+__all__ = ["Piece", "Said", "Speaker"]
 
 
 @dataclass(frozen=True)
-class Said:
-    """A part of a text, at most a sentence: its words, phones, how each is said, and its samples float32[T]."""
+class Piece:
+    """Samples float32[T] that follow those before; with the last ones of a sentence comes the sentence."""
 
-    words: str
-    phones: str
-    features_P4: Tensor
-    frames_P: Tensor
     samples: Tensor
+    said: Said | None = None
 
 
 class Speaker:
     """A model with the parts of a voice, and `phones`, which finds the phones of words.
 
-    `rate` and `pitch` are factors from a half to two. Raises ValueError, naming it, for a part that is missing.
+    `rate` and `pitch` are factors from a half to two, `style` a number of the prosody model's. `seconds` counts what
+    each part has taken, the core's reading or writing as "core". Raises ValueError, naming it, for a missing part.
     """
 
     def __init__(
@@ -56,14 +58,25 @@ class Speaker:
         phones: Callable[[str], str],
         rate: float = 1.0,
         pitch: float = 1.0,
+        style: int = 0,
     ) -> None:
         check_factor("rate", rate)
         check_factor("pitch", pitch)
-        prosody_model_of(model)
+        self.prosody = prosody_model_of(model)
+        self.normalizer = normalizer_of(model) if NORMALIZER in model.modality else None
         self.acoustic: Any = model.spoken("tts_acoustic").adapter
         self.vocoder: Any = model.spoken("tts_vocoder").adapter
+        num_styles = self.prosody.adapter.style.num_embeddings
+        if not 0 <= style < num_styles:
+            raise ValueError(f"style is {style}, but this voice has {num_styles}, numbered from 0")
         self.model, self.tokenizer, self.chat, self.phones = model, tokenizer, chat, phones
-        self.rate, self.pitch = rate, pitch
+        self.rate, self.pitch, self.style = rate, pitch, style
+        self.seconds: dict[str, float] = defaultdict(float)
+        # Of the core the layer that the normaliser reads, and the one that the prosody model reads; 0: none.
+        self.layers = tuple(
+            part.layer_of(model.core) if part is not None and part.adapter.uses_core else 0
+            for part in (self.normalizer, self.prosody)
+        )
 
     @property
     def samples_a_second(self) -> int:
@@ -71,60 +84,59 @@ class Speaker:
         return int(self.vocoder.rate)
 
     def say(self, text: str) -> Iterator[Said]:
-        """Yield the parts of a text as soon as each is spoken; their words together are all that is said.
+        """Yield the sentences of a text as soon as each is spoken; their words together are all that is said.
 
         Raises ValueError, before anything is said, for letters of a script that this voice does not know.
         """
         check_script(text)
-        for words in self.words(text):
-            phones = self.phones(words)
-            if phones.strip():
-                yield self.spoken(words, phones)
+        with closing(self.stream(self.read([text]))) as pieces:
+            yield from (piece.said for piece in pieces if piece.said is not None)
 
-    def words(self, text: str) -> list[str]:
-        """Return what is said of a text, in parts: read by the normaliser where there is one, then cut at its ends."""
-        paragraphs = [" ".join(part.split()) for part in text.splitlines() if part.strip()]
-        if NORMALIZER in self.model.modality:
-            paragraphs = [one.text() for one in read(self.model, self.tokenizer, self.chat, paragraphs)]
-        return [part for one in paragraphs for part in parts_of(one)]
+    def read(self, texts: Iterable[str]) -> Generator[Written, None, None]:
+        """Yield the tokens of a text that comes in pieces, read by the core as far as a part of the voice needs it."""
+        return read_aloud(self.model, self.tokenizer, self.chat, texts, self.layers)
 
-    def spoken(self, words: str, phones: str) -> Said:
-        """Return words of one breath with their sound."""
-        tokens_1S, rows = written_rows([words], self.chat)
-        with torch.inference_mode():
-            asked = given(self.model, tokens_1S.to(self.model.device), rows, [phones], self.tokenizer)
-            adapter = prosody_model_of(self.model).adapter
-            (features_P4,) = adapter.predict(asked.phones, asked.states, asked.owners)
-            utterance = utterance_of(asked.phones[0], features_P4, self.rate, self.pitch)
-            (mel_Fn,) = self.acoustic([utterance])
-            (samples_T,) = self.vocoder([mel_Fn])
-        return Said(words, phones, features_P4.cpu(), utterance[1].cpu(), samples_T.cpu())
+    def stream(self, written: Iterator[Written]) -> Generator[Piece, None, None]:
+        """Yield what is said of tokens as they are written, as soon as it can be said.
 
+        Each piece is made when it is asked for; when no more are asked for (`close`), nothing more is written either.
+        Raises ValueError for letters of a script that this voice does not know, when they are written.
+        """
+        try:
+            yield from self._pieces(written)
+        finally:
+            if isinstance(written, Generator):
+                written.close()
 
-def parts_of(words: str) -> list[str]:
-    """Return words cut at the ends of sentences; a longer one at its pauses, and where it has none between words."""
-    found: list[str] = []
-    for sentence in _ENDS.split(words):
-        rest = sentence.strip()
-        while len(rest) > LONGEST:
-            pauses = [place.start() for place in _PAUSES.finditer(rest, 1) if place.start() <= LONGEST]
-            cut = pauses[-1] if pauses else rest.rfind(" ", 1, LONGEST)
-            if cut <= 0:  # one word without an end
-                cut = LONGEST
-            found.append(rest[:cut].strip())
-            rest = rest[cut:].strip()
-        if rest:
-            found.append(rest)
-    return found
+    def _pieces(self, written: Iterator[Written]) -> Iterator[Piece]:
+        normalizer = None if self.normalizer is None else self.normalizer.adapter
+        wording = Wording(normalizer, self.layers)  # type: ignore[arg-type]
+        sentence = self._sentence()
+        while True:
+            began = time.perf_counter()
+            token = next(written, None)
+            self.seconds["core"] += time.perf_counter() - began
+            steps = wording.finish() if token is None else wording.push(token)
+            while True:
+                began = time.perf_counter()
+                with torch.inference_mode():
+                    found: Any = next(steps, StopIteration)
+                self.seconds["normaliser"] += time.perf_counter() - began
+                if found is StopIteration:
+                    break
+                with torch.inference_mode():
+                    if found is not None:
+                        samples, said = sentence.push(found).cpu(), None
+                    else:
+                        given = sentence.num_samples
+                        said = sentence.finish()
+                        samples = said.samples[given:] if said is not None else torch.zeros(0)
+                        sentence = self._sentence()
+                if len(samples) or said is not None:
+                    yield Piece(samples, said)
+            if token is None:
+                return
 
-
-def check_script(text: str) -> None:
-    """Raise ValueError, naming it, for a letter that is not of the Latin script."""
-    for character in text:
-        if character.isalpha() and not unicodedata.name(character, "").startswith(
-            ("LATIN", "FEMININE", "MASCULINE")
-        ):
-            raise ValueError(
-                f"this voice speaks English, and {character!r} ({unicodedata.name(character, 'no name').lower()}) is "
-                "not of its script: leave it out, or write it in Latin letters"
-            )
+    def _sentence(self) -> Sentence:
+        parts = self.phones, self.prosody.adapter, self.acoustic, self.vocoder
+        return Sentence(*parts, self.rate, self.pitch, self.style, self.seconds)
