@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mm_llama.cli import eval_normalization, eval_prosody, eval_speech, eval_voice
+from mm_llama.cli import eval_normalization, eval_prosody, eval_speech, eval_tts
 from mm_llama.cli.eval_rows import source_of
 from mm_llama.released.detect import is_vision
 
@@ -26,14 +26,14 @@ RUNS = {"clips": "video", "speech": "speech"}
 STAGES = {
     "normalization": "runs/tts_normalization after `mm-llama train stage=tts_normalization`",
     "prosody": "runs/tts_prosody after `mm-llama train stage=tts_prosody`",
-    "voice": "runs/tts_vocoder after `mm-llama train stage=tts_vocoder`",
+    "tts": "runs/tts_vocoder after `mm-llama train stage=tts_vocoder`",
 }
 # Tasks in files of their own; what these write beside the result is their own too.
 APART = {
     "speech": eval_speech,
     "normalization": eval_normalization,
     "prosody": eval_prosody,
-    "voice": eval_voice,
+    "tts": eval_tts,
 }
 EXAMPLES = """examples:
   mm-llama eval vqa --adapter runs/demo/image
@@ -43,7 +43,7 @@ EXAMPLES = """examples:
   mm-llama eval speech --adapter runs/demo/speech --data asterisk
   mm-llama eval normalization --adapter runs/tts_normalization
   mm-llama eval prosody --adapter runs/tts_prosody
-  mm-llama eval voice --adapter runs/tts_acoustic --adapter runs/tts_vocoder
+  mm-llama eval tts --adapter runs/tts_prosody --adapter runs/tts_acoustic --adapter runs/tts_vocoder
   mm-llama eval mmlu --limit 570
 """
 

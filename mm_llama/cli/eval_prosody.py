@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mm_llama.cli.eval_voice import RECIPE, log_mel, source_of
+from mm_llama.cli.eval_tts import RECIPE, log_mel, source_of
 
 
 def add_parser(tasks: Any) -> argparse.ArgumentParser:
