@@ -91,6 +91,16 @@ def peak_bytes() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process holds now (resident, in bytes); 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def machine_facts() -> dict[str, Any]:
     """Return what the numbers depend on: processor, cores, threads, versions, and how busy the machine is."""
     import torch

@@ -11,6 +11,7 @@ BENCHES = {
     "image": "a released vision layout against transformers: first token, decoding, cache, image towers",
     "video": "frames of a long clip read, decoded and encoded, against decoding all of it; memory by length",
     "speech": "sound to the first token in its terms, recordings of all lengths, the cost of the paper's size",
+    "voice": "words of the core to first sound in its terms, beside the teacher engine, real-time factor, memory",
     "growth": "time and memory of conversations by their number of pictures, and of batches by that of clips",
     "packing": "training steps with rows as they come, sorted by length, and packed",
 }

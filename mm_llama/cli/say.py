@@ -18,11 +18,11 @@ from mm_llama.voice import check_factor
 
 if TYPE_CHECKING:
     from mm_llama.assistant import Assistant
+    from mm_llama.data.text_to_speech import Hibari
     from mm_llama.voice.speak import Piece, Said, Speaker
 
-# Where the stages of the voice leave their runs; the normaliser is used where there is one.
 RUNS = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
-OPTIONAL = "tts_normalization"
+SHIPPED = Path(__file__).parent.parent / "voices" / "english"  # its README.md says what made it
 EXAMPLES = """examples:
   mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav
   mm-llama say - -o out.wav < story.txt
@@ -75,13 +75,18 @@ def _standard_input() -> Iterator[str]:
 
 def speaker_of(assistant: Assistant, rate: float = 1.0, pitch: float = 1.0, style: int = 0) -> Speaker:
     """Return the voice that is attached to a model. Raises ValueError, naming it, for a part that is missing."""
-    from mm_llama.assets import asset
-    from mm_llama.data.text_to_speech import Hibari
     from mm_llama.voice.speak import Speaker
 
-    engine = Hibari(asset("hibari_tts"))
-    parts = assistant.model, assistant.tokenizer, assistant.chat_format, engine.phones
+    parts = assistant.model, assistant.tokenizer, assistant.chat_format, hibari().phones
     return Speaker(*parts, rate, pitch, style)
+
+
+def hibari() -> Hibari:
+    """Return the engine whose rules find the phones of English."""
+    from mm_llama.assets import asset
+    from mm_llama.data.text_to_speech import Hibari
+
+    return Hibari(asset("hibari_tts"))
 
 
 def write_wav(path: Path, parts: Iterable[Said | Piece], samples_a_second: int) -> float:
@@ -118,18 +123,22 @@ def _told(parts: Iterator[Piece], show: bool) -> Iterator[Piece]:
 
 
 def voice_runs(given: list[str] | None) -> list[Path]:
-    """Return the runs of a voice: those given, else those that its stages leave. Raises ValueError where one is not."""
-    names = given if given is not None else [f"runs/{name}" for name in RUNS]
-    found = []
-    for name in names:
-        if Path(name).is_dir():
-            found.append(Path(name))
-        elif given is not None or not name.endswith(OPTIONAL):
-            raise ValueError(
-                f"there is no run at {name}: train a voice with `mm-llama train stage=tts_vocoder` (and tts_acoustic, "
-                "tts_prosody, tts_normalization), or name its runs with --adapter"
-            )
-    return found
+    """Return the parts of a voice: those given, else of each the run that its stage left, or what is shipped.
+
+    Raises ValueError, naming it, for a given one that is not there.
+    """
+    if given is not None:
+        for name in given:
+            if not Path(name).is_dir():
+                raise ValueError(
+                    f"there is no run at {name}: name runs of `mm-llama train stage=tts_vocoder` (and tts_acoustic, "
+                    "tts_prosody, tts_normalization), or leave out --adapter for the voice that comes with mm_llama"
+                )
+        return [Path(name) for name in given]
+    own = [Path("runs") / name for name in RUNS]
+    if trained := [str(run) for run in own if run.is_dir()]:
+        print(f"voice: {', '.join(trained)} in place of what comes with mm_llama", file=sys.stderr)
+    return [run if run.is_dir() else SHIPPED / run.name for run in own]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--show", action="store_true", help="print the words that are said, and their phones")
     add(
-        "--adapter", action="append", metavar="RUN", help=f"repeatable (default: runs/{', runs/'.join(RUNS)})"
+        "--adapter",
+        action="append",
+        metavar="RUN",
+        help="repeatable (default: what comes with mm_llama, and runs/tts_* of each part that was trained here)",
     )
     add("--core", default="smollm2_135m", help="a name of conf/core, or a checkpoint (default: %(default)s)")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")

@@ -29,6 +29,7 @@ from mm_llama.stages.identity import check_identity, is_encoder
 
 FORMAT = "mm_llama checkpoint 1"
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
+RELEASED = ("adapter.safetensors", "state.json", "config.yaml")  # of one that training does not go on from
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -146,6 +147,46 @@ def restore(
     return state
 
 
+def release(source: str | Path, folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
+    """Write what a run trained to a new folder, in `dtype`, without what only training needs; return its manifest.
+
+    It is loaded as a run is. Raises ValueError where a value does not fit into the dtype, and FileExistsError for a
+    folder that is there; the folder appears whole or not at all.
+    """
+    path = find_checkpoint(source)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: name a new folder")
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(path / FILES[0]).items()
+    }
+    if broken := not_finite(tensors):
+        raise ValueError(
+            f"{path}: values of {shorten(broken)} do not fit into {str(dtype).removeprefix('torch.')}"
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(tensors, partial / FILES[0], metadata={"format": "pt"})
+        state = {
+            key: value for key, value in read_state(path).items() if key not in ("random", "before", "data")
+        }
+        _write_text(partial / FILES[2], json.dumps(state, indent=1, allow_nan=False) + "\n")
+        shutil.copyfile(path / FILES[3], partial / FILES[3])
+        files = {}
+        for name in RELEASED:
+            os.chmod(partial / name, 0o644)
+            files[name] = {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
+        manifest = {"format": FORMAT, "released": True, "dtype": str(dtype).removeprefix("torch.")}
+        manifest |= {key: state[key] for key in ("step", "core", "lineage")} | {"files": files}
+        _write_text(partial / "MANIFEST.json", json.dumps(manifest, indent=1) + "\n")
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
 def load_adapter(
     model: MultimodalLlama,
     source: str | Path,
@@ -231,8 +272,9 @@ def newest_checkpoint(run_dir: str | Path, say: Callable[[str], None] | None = N
 def validate(path: Path) -> None:
     """Raise InvalidCheckpoint unless every file has the size and SHA-256 of the manifest."""
     try:
-        files = json.loads((path / "MANIFEST.json").read_text("utf-8"))["files"]
-        for name in FILES:
+        manifest = json.loads((path / "MANIFEST.json").read_text("utf-8"))
+        files = manifest["files"]
+        for name in FILES if not manifest.get("released") else RELEASED:
             size, wanted = (path / name).stat().st_size, files[name]
             if size != wanted["bytes"]:
                 raise InvalidCheckpoint(

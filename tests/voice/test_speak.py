@@ -170,7 +170,7 @@ WRONG = {
         "--rate is 9.0, expected a factor from 0.5 to 2",
     ),
     "raw into a file": (["say", "Hi", "-o", "x.wav", "--raw"], "give -o - --raw together"),
-    "no voice": (["say", "Hi", "-o", "x.wav"], "there is no run at runs/tts_prosody: train a voice"),
+    "no such style": (["say", "Hi", "-o", "x.wav", "--style", "3"], "style is 3, but this voice has 1"),
     "no run": (["say", "Hi", "-o", "x.wav", "--adapter", "gone"], "there is no run at gone"),
 }
 
