@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mm_llama.voice.rules import CONTINUE, NAMES, PAUSE, PLAIN, SKIP, Reading, Unreadable
+from mm_llama.voice.words import CURRENCIES, UNITS
 from mm_llama.voice.written import Token
 
 _NUMBER = ("CARDINAL", CONTINUE, "DIGITS")
@@ -52,26 +53,41 @@ _SIGNS = {
     "TO": "-−–—:/",
     PAUSE: "-−–.) ",
 }
+_ORDINAL_ENDINGS = ("st", "nd", "rd", "th")
+_DOMAINS = ("com", "org", "net", "edu", "gov", "info", "io", "ai", "uk", "de", "eu", "fr", "us")
+_LARGE = ("thousand", "million", "billion", "trillion", "k", "m", "bn", "mn")
+# Units that are no English words: behind a number they are never read as they are written.
+_BARE_UNITS = frozenset(UNITS) - {"m", "g", "in", "h", "s", "l", "L", "W", "V", "C", "F", "ms", "GB"}
 # What may continue a number, and a shortened word.
 _DIGITS_CONTINUE = ("CARDINAL", "MONEY", "ORDINAL", "DIGITS", "DECADE")
 _LETTERS_CONTINUE = ("ORDINAL", "DECADE", "LETTERS", "EXPAND", "EXPAND_OTHER")
 
 
-def fitting(tokens: Sequence[Token], scores_NR: Tensor) -> list[str]:
-    """Return the rule of each token by float[N, R] scores. Raises ValueError when they are not equally many."""
+def fitting(tokens: Sequence[Token], scores_NR: Tensor, context: int = 0) -> list[str]:
+    """Return the rule of each token by float[N, R] scores, which may depend on `context` tokens ahead.
+
+    Raises ValueError when tokens and scores are not equally many.
+    """
     if len(tokens) != len(scores_NR):
         raise ValueError(f"{len(tokens)} tokens of text have scores for {len(scores_NR)}")
     rules: list[str] = []
     for order in scores_NR.argsort(dim=-1, descending=True).tolist():
-        rules.append(next(NAMES[number] for number in order if fits(tokens, rules, NAMES[number])))
+        rules.append(best_fitting(tokens[: len(rules) + 1 + context], rules, order))
     return rules
 
 
+def best_fitting(tokens: Sequence[Token], rules: Sequence[str], order: Sequence[int]) -> str:
+    """Return the first rule in `order`, numbers of rules, that fits behind `rules`; PLAIN where none does."""
+    return next((NAMES[number] for number in order if fits(tokens, rules, NAMES[number])), PLAIN)
+
+
 def fits(tokens: Sequence[Token], rules: Sequence[str], rule: str) -> bool:
-    """True when `rule` may be that of the token behind those that have `rules`; PLAIN always may."""
-    if rule == PLAIN:
-        return True
+    """True when `rule` may be that of the token behind those that have `rules`; `tokens` are all that are known."""
     place, token = len(rules), tokens[len(rules)]
+    if (only := _only(tokens, rules)) is not None:
+        return rule in only
+    if rule == PLAIN:
+        return not token.is_number  # digits are said in words
     if not _stands_for(tokens, rules, rule, token):
         return False
     if (before := _BEHIND.get(rule)) and not any(_ends_with(rules, one) for one in before):
@@ -92,11 +108,53 @@ def fits(tokens: Sequence[Token], rules: Sequence[str], rule: str) -> bool:
     return True
 
 
+def _only(tokens: Sequence[Token], rules: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the rules of which one has to be that of a token because of how it is written; None: any may."""
+    place, token = len(rules), tokens[len(rules)]
+    before = tokens[place - 1] if place else None
+    after = tokens[place + 1 : place + 4]
+    joined = bool(after) and not after[0].space  # the next token stands right behind
+    if token.is_number:
+        if joined and after[0].text.lower() in _ORDINAL_ENDINGS:
+            return ("ORDINAL",)
+        if (
+            before is not None
+            and before.text in CURRENCIES
+            and not token.space
+            and rules[-1] == SKIP
+            and after
+        ):
+            large = any(one.text.lower() in _LARGE for one in after)
+            return ("CARDINAL",) if large else ("MONEY",)
+        return None
+    if before is None or token.space:
+        if before is not None and token.text in _BARE_UNITS and rules[-1] in _NUMBER:
+            return ("UNIT",)
+        return None
+    if before.is_number and rules[-1] == "ORDINAL" and token.text.lower() in _ORDINAL_ENDINGS:
+        return (CONTINUE,)
+    if token.text in _BARE_UNITS and rules[-1] in _NUMBER and before.is_number:
+        return ("UNIT",)
+    if token.text == "." and joined and rules[-1] == "MONEY" and after[0].is_number:
+        return (SKIP,) if after[0].text == "00" else ("AND",)
+    if token.text == "." and joined and rules[-1] == PLAIN and after[0].text.lower() in _DOMAINS:
+        return ("SIGN",)
+    return None
+
+
 def _stands_for(tokens: Sequence[Token], rules: Sequence[str], rule: str, token: Token) -> bool:
     if rule in _SIGNS:
         return token.text in _SIGNS[rule]
     if rule == SKIP:  # a word is never left out, and of numbers no cents alone
         return not token.text.isalnum() or (token.text == "00" and _ends_with(rules, (SKIP,)))
+    if rule == "EXPAND_OTHER":  # a street has a name before it
+        return len(rules) > 0 and tokens[len(rules) - 1].text.isalpha()
+    if rule == "MONEY":
+        return tokens[len(rules) - 1].text in CURRENCIES
+    if rule == "LETTERS":
+        return token.text.isalpha()
+    if rule == CONTINUE and token.space:
+        return False
     if rule == CONTINUE:
         place = len(rules) - 1
         while place > 0 and rules[place] == CONTINUE:

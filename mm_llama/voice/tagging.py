@@ -85,7 +85,7 @@ def read(
             scores = tagged(model, tokens_BS.to(model.device), rows, tokenizer)
         for place, scores_NR in zip(chosen, scores, strict=True):
             tokens = split(texts[place])
-            found[place] = Reading(tokens, fitting(tokens, scores_NR))
+            found[place] = Reading(tokens, fitting(tokens, scores_NR, normalizer_of(model).adapter.context))
     return [found[place] for place in range(len(texts))]
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mm_llama.spoken import Written
 from mm_llama.voice.features import features
-from mm_llama.voice.fitting import fits
-from mm_llama.voice.rules import CONTINUE, NAMES, PLAIN, SKIP, Reading, Writer
+from mm_llama.voice.fitting import best_fitting
+from mm_llama.voice.rules import CONTINUE, PLAIN, SKIP, Reading, Writer
 from mm_llama.voice.written import Splitter, Token
 
 LONG, LONGEST = (
@@ -131,8 +131,8 @@ class Wording:
         given = features(tokens, self.normalizer.num_features).to(self.normalizer.embedding.device)
         scores_NR = self.normalizer.more(line.kept, given, states_SD, [number] * len(states), last=last)
         for order in scores_NR.argsort(dim=-1, descending=True).tolist():
-            known = line.tokens[: len(line.rules) + 1]
-            line.rules.append(next(NAMES[one] for one in order if fits(known, line.rules, NAMES[one])))
+            known = line.tokens[: len(line.rules) + 1 + self.normalizer.context]
+            line.rules.append(best_fitting(known, line.rules, order))
 
     def _words(self, last: bool) -> Iterator[Word | None]:
         line = self.line
