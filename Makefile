@@ -10,7 +10,7 @@ DEMO_ARGS ?=
 .PHONY: help setup demo test check check-all assets clean
 
 help:
-	@echo "make demo       set up, fetch the default model and data, train, write runs/demo/report.html"
+	@echo "make demo       set up, fetch the default model and data, train, write runs/demo/report.html (FULL=1: the voice too)"
 	@echo "make test       set up, fetch what the tests need, run the whole test suite"
 	@echo "make check      format, lint, types and the fast tests"
 	@echo "make check-all  format, lint, types and the whole test suite"
@@ -40,7 +40,7 @@ setup: $(VENV)/.installed-all
 demo: $(VENV)/.installed-demo
 	@echo "[3/3] default model and data"
 	@$(BIN)/mm-llama assets fetch --for demo
-	@$(BIN)/python -m mm_llama.demos.demo $(DEMO_ARGS)
+	@$(BIN)/python -m mm_llama.demos.demo $(if $(FULL),--full) $(DEMO_ARGS)
 
 test: $(VENV)/.installed-all
 	@echo "[3/3] models and data for the tests"

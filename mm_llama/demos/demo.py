@@ -23,7 +23,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from mm_llama.core.identity import write_text
-from mm_llama.demos import speech
+from mm_llama.demos import speech, voice
 from mm_llama.demos.stage_folders import adapter_id, make_way, put_back, recipe_digest
 from mm_llama.malloc import keep_freed_memory
 
@@ -50,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=0, help="test questions to ask (default: all 9,673)")
     parser.add_argument(
         "--mmlu", type=int, default=570, help="MMLU questions of the proof (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="train every part of the voice, in half an hour more"
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the training stage")
     args = parser.parse_args(argv)
@@ -85,10 +88,13 @@ def _run(args: argparse.Namespace, command: str) -> None:
     demo.clips(video, args.questions)
     speech.listen(demo, heard[-1], data, _say)
     speech.ask_aloud(demo, run, heard[-1], args.questions, _say)
+    spoken = voice.train(demo, args.full, args.overrides)
+    voice.speak(demo, run, heard[-1], spoken, _say)
     demo.proof([run, video, heard[-1]], args.mmlu)
     demo.photos(run)
     demo.real_clips(video)
-    page = demo.report([*runs, video, *heard], command)
+    trained = [part for part in spoken if part.parent == out]
+    page = demo.report([*runs, video, *heard, *trained], command)
     demo.farewell(run, video, heard[-1], page)
 
 
@@ -118,7 +124,7 @@ class Demo:
         if self._done(name, folder, option):
             return folder
         aside = make_way(folder, config, after, _say)
-        kind = name if name == "video" else "speech" if name in speech.STAGES else "image"
+        kind = name if name in ("video", *voice.FULL) else "speech" if name in speech.STAGES else "image"
         _say(f"stage {name}: training the {kind} adapter on the frozen core")
         began = time.perf_counter()
         try:
@@ -271,11 +277,12 @@ class Demo:
             "photos": "photos",
             "real_clips": "real clips",
             **speech.NAMES,
+            **voice.NAMES,
         }
         demo = {
-            "title": "Eyes and ears for a frozen text model",
+            "title": "Eyes, ears and a voice for a frozen text model",
             "lead": "Adapters, trained in minutes on a CPU, let a text-only model answer about pictures, clips and "
-            "recordings, and leave every bit of the text model as it was.",
+            "recordings, and say what it answers, and leave every bit of the text model as it was.",
             "name": "image",
             "command": command,
             "started": self.started.isoformat(timespec="seconds"),
@@ -299,7 +306,6 @@ class Demo:
             "notes": [
                 "The photos are for show: the adapter was trained on drawn shapes alone, so its answers about "
                 "photos say little.",
-                "Speech out is not part of this page yet.",
             ],
         }
         (self.out / "demo.json").write_text(json.dumps(demo, indent=2) + "\n", "utf-8")
@@ -312,6 +318,7 @@ class Demo:
         print(f"\nadapter  {run}{pictures}")
         print(f"adapter  {video}{moving}")
         print(f"adapter  {heard}{speech.score(self.out / 'speech.json')}")
+        print(f"voice    {self.out / 'voice'}{voice.score(self.out)}")
         print(f"report   {page}")
         for name, word, question in (
             ("vqa", "PICTURE", "what color is the shape?"),
@@ -323,6 +330,7 @@ class Demo:
             )
             file = os.path.normpath(self.out / first) if first else word
             print(f'ask      .venv/bin/mm-llama ask {file} "{question}"')
+        print("say      .venv/bin/mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav")
         print(f"hear     .venv/bin/mm-llama transcribe {speech.an_example(self.out)}")
 
     def _done(self, phase: str, run: Path, option: int | str = 0) -> bool:

@@ -51,6 +51,7 @@ class Inputs:
     clip_answers: list[dict[str, Any]] = field(default_factory=list)
     speech: dict[str, Any] = field(default_factory=dict)
     speech_answers: list[dict[str, Any]] = field(default_factory=list)
+    voice: dict[str, Any] = field(default_factory=dict)
     proof: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # file as named on the page -> what the page lacks
     notes: list[str] = field(default_factory=list)
@@ -97,6 +98,8 @@ def read_inputs(
         inputs.speech_answers = _read_lines(
             inputs, inputs.locate("speech_answers.jsonl"), "speech_answers.jsonl"
         )
+    if inputs.locate("voice.json").is_file():  # nor a voice
+        inputs.voice = _read_object(inputs, inputs.locate("voice.json"), "voice.json")
     return inputs
 
 

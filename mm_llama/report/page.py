@@ -17,6 +17,8 @@ the page then says which, where it would have stood and once more in its last se
 [{path, name, shows, turns: [{question, answer, truth}]}]. Absent where a run has no clips.
 `speech.json`, `speech_answers.jsonl`: as `mm-llama eval speech` writes them, or several under `results`, each with a
 `name`; `aloud`: {total, spoken, typed, beam}, questions about pictures asked aloud. Absent where a run heard nothing.
+`voice.json`: as `mm_llama.demos.voice` writes it: utterances with their sound, words and pitch in time, and what was
+heard of them. Absent where nothing was said.
 `captions.json`: as `mm_llama.eval.pairs` writes it; its absence is no gap, for not every run has captions.
 `proof.json`: as `mm_llama.proof` returns it.
 
@@ -37,6 +39,7 @@ from mm_llama.report.inputs import Inputs, OpenClip, OpenSound, read_inputs
 from mm_llama.report.markup import Markup, element
 from mm_llama.report.pictures import held_out_pictures, photos_for_show
 from mm_llama.report.speech import speech
+from mm_llama.report.voice import voice
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 Section = tuple[str, str, str, Callable[[Inputs], Iterator[Markup]], str]
@@ -48,6 +51,7 @@ SECTIONS: tuple[Section, ...] = (
     ("pictures", "Pictures", "Held-out pictures", held_out_pictures, "vqa_answers.jsonl"),
     ("clips", "Clips", "What moves", clips, ""),
     ("speech", "Speech", "What was heard", speech, ""),
+    ("voice", "Voice", "What was said", voice, ""),
     ("photos", "Photos", "Photos, for show", photos_for_show, ""),
     ("freeze", "Freeze table", "What was frozen, what changed", evidence.freeze, "freeze.json"),
     ("proof", "Proof", "Text is unchanged", evidence.proof, "proof.json"),

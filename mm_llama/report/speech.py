@@ -122,15 +122,16 @@ def _card(inputs: Inputs, row: dict[str, Any]) -> Markup:
         verdict = f"✕ {errors} of {length} {'word' if length == 1 else 'words'} wrong"
     return element(
         "li",
-        *_player(inputs, row),
-        element("p", *_aligned(row), class_="aligned"),
+        *player(inputs, row),
+        element("p", *aligned(row), class_="aligned"),
         element("dl", *facts),
         element("p", verdict, class_="verdict"),
         class_=f"card {'wrong' if errors else 'right'}",
     )
 
 
-def _aligned(row: dict[str, Any]) -> Iterator[Markup | str]:
+def aligned(row: dict[str, Any]) -> Iterator[Markup | str]:
+    """Yield what was said, with what was heard instead beside it."""
     for op, said, heard in row.get("edits") or []:
         if op == "equal":
             yield f"{said} "
@@ -143,7 +144,8 @@ def _aligned(row: dict[str, Any]) -> Iterator[Markup | str]:
             yield " "
 
 
-def _player(inputs: Inputs, row: dict[str, Any]) -> Iterator[Markup]:
+def player(inputs: Inputs, row: dict[str, Any]) -> Iterator[Markup]:
+    """Yield a recording's loudness over time and what plays it; where it is not there, a sentence that says so."""
     path = inputs.run_dir / str(row.get("audio") or "")
     try:
         data = path.read_bytes() if path.is_file() else b""

@@ -26,6 +26,7 @@ from mm_llama.voice.wording import Word
 BEHIND, BEFORE = 2, 3
 GROUPS = (2, 1, 1)  # phones that are made to sound at once at the beginning of a sentence, then
 GROUP = 4
+STOP, MARKS = ".", ';:,.!?—…"()“”'
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,10 @@ class Sentence:
             self.phones += text
             self._spoken += 1
         if last and self.words:
+            if self.phones and self.phones[-1] not in MARKS:
+                self.phones += STOP  # every sentence that was learned from ends with a mark
+                ids += numbers(STOP)[1:-1]
+                owners.append(self.words[-1].first - self._base)
             ids.append(SILENCE)
             owners.append(self.words[-1].first - self._base)
         return ids, owners

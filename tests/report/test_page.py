@@ -29,6 +29,7 @@ def test_every_section_is_there_in_order_with_its_figures(build: Callable[[], Pa
         "pictures",
         "clips",
         "speech",
+        "voice",
         "photos",
         "freeze",
         "proof",

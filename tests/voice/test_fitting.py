@@ -16,7 +16,8 @@ from mm_llama.voice.rules import NAMES, Reading
 from mm_llama.voice.written import split
 
 REAL = [
-    f"This is the {word} sentence here." for word in ["first", "second", "third", "fourth", "fifth", "sixth", "seventh"]
+    f"This is the {word} sentence here."
+    for word in ["first", "second", "third", "fourth", "fifth", "sixth", "seventh"]
 ]
 
 
