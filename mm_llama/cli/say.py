@@ -10,7 +10,7 @@ import codecs
 import contextlib
 import sys
 import wave
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav
   mm-llama say - -o out.wav < story.txt
   mm-llama say "Good morning." --rate 1.2 --pitch 0.9 -o out.wav
+  mm-llama say "Guten Morgen!" --language de -o out.wav
   mm-llama say "Good morning." -o - --raw | aplay -f S16_LE -r 24000
 """
 
@@ -47,10 +48,11 @@ def main(argv: list[str]) -> int:
     from mm_llama.assistant import load
     from mm_llama.voice.wording import check_script
 
-    if options.text != "-":
+    phones = other_phones(options.language)
+    if options.text != "-" and phones is None:
         check_script(options.text)
     found = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    speaker = speaker_of(found, options.rate, options.pitch, options.style)
+    speaker = speaker_of(found, options.rate, options.pitch, options.style, phones)
     texts = _standard_input() if options.text == "-" else [options.text]
     parts = _told(speaker.stream(speaker.read(texts)), options.show)
     if options.raw:
@@ -73,12 +75,30 @@ def _standard_input() -> Iterator[str]:
     yield decoder.decode(b"", True)
 
 
-def speaker_of(assistant: Assistant, rate: float = 1.0, pitch: float = 1.0, style: int = 0) -> Speaker:
-    """Return the voice that is attached to a model. Raises ValueError, naming it, for a part that is missing."""
+def other_phones(language: str) -> Callable[[str], str] | None:
+    """Return what finds the phones of a language, None for English, whose rules come with the voice's teacher."""
+    if language == "en":
+        return None
+    from mm_llama.voice.espeak import Espeak
+
+    return Espeak(language).phones
+
+
+def speaker_of(
+    assistant: Assistant,
+    rate: float = 1.0,
+    pitch: float = 1.0,
+    style: int = 0,
+    phones: Callable[[str], str] | None = None,
+) -> Speaker:
+    """Return the voice that is attached to a model, of English unless `phones` finds those of another language.
+
+    Raises ValueError, naming it, for a part that is missing.
+    """
     from mm_llama.voice.speak import Speaker
 
-    parts = assistant.model, assistant.tokenizer, assistant.chat_format, hibari().phones
-    return Speaker(*parts, rate, pitch, style)
+    parts = assistant.model, assistant.tokenizer, assistant.chat_format
+    return Speaker(*parts, phones or hibari().phones, rate, pitch, style, english=phones is None)
 
 
 def hibari() -> Hibari:
@@ -170,6 +190,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         help="higher or lower, a factor from 0.5 to 2 (default: %(default)s)",
+    )
+    add(
+        "--language",
+        default="en",
+        metavar="CODE",
+        help="of the text; others than en are read by the program espeak-ng and said by an English voice",
     )
     add(
         "--style",

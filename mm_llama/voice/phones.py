@@ -18,3 +18,17 @@ def numbers(phones: str) -> list[int]:
     if unknown := sorted(set(phones) - set(ALPHABET)):
         raise ValueError(f"{unknown[0]!r} (of {phones!r}) is no phone; phones are {ALPHABET}")
     return [SILENCE, *(_NUMBERS[character] for character in phones), SILENCE]
+
+
+# What few or no sentences of English have is said as what is nearest to it.
+_NEAREST = {
+    ";": ",", ":": ",", "—": ",", "…": ".", "(": "", ")": "", "“": "", "”": "", '"': "", "ː": "", "ɚ": "əɹ", "ɾ": "T",
+    "a": "ɑ", "e": "A", "o": "O", "r": "ɹ", "x": "h", "ʔ": "t", "ɒ": "ɔ", "Q": "O", "y": "i", "c": "k", "q": "k",
+    "ɫ": "l", "ɬ": "l", "ɕ": "ʃ", "S": "s",
+}  # fmt: skip
+_TABLE = str.maketrans(_NEAREST)
+
+
+def spoken(phones: str) -> str:
+    """Return phones with those that a voice of English has not learned as the nearest that it has."""
+    return phones.translate(_TABLE)

@@ -23,7 +23,7 @@ from torch import Tensor
 from mm_llama.core.chat import ChatFormat
 from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
-from mm_llama.spoken import Written
+from mm_llama.spoken import Spoken, Written
 from mm_llama.voice import check_factor
 from mm_llama.voice.predicted import prosody_model_of
 from mm_llama.voice.reading import read_aloud
@@ -46,7 +46,8 @@ class Piece:
 class Speaker:
     """A model with the parts of a voice, and `phones`, which finds the phones of words.
 
-    `rate` and `pitch` are factors from a half to two, `style` a number of the prosody model's. `seconds` counts what
+    `rate` and `pitch` are factors from a half to two, `style` a number of the prosody model's. What is not `english` is
+    read by `phones` alone, in any script. `seconds` counts what
     each part has taken, the core's reading or writing as "core". Raises ValueError, naming it, for a missing part.
     """
 
@@ -59,11 +60,13 @@ class Speaker:
         rate: float = 1.0,
         pitch: float = 1.0,
         style: int = 0,
+        english: bool = True,
     ) -> None:
         check_factor("rate", rate)
         check_factor("pitch", pitch)
         self.prosody = prosody_model_of(model)
-        self.normalizer = normalizer_of(model) if NORMALIZER in model.modality else None
+        self.normalizer = normalizer_of(model) if english and NORMALIZER in model.modality else None
+        self.english = english
         self.acoustic: Any = model.spoken("tts_acoustic").adapter
         self.vocoder: Any = model.spoken("tts_vocoder").adapter
         num_styles = self.prosody.adapter.style.num_embeddings
@@ -73,10 +76,7 @@ class Speaker:
         self.rate, self.pitch, self.style = rate, pitch, style
         self.seconds: dict[str, float] = defaultdict(float)
         # Of the core the layer that the normaliser reads, and the one that the prosody model reads; 0: none.
-        self.layers = tuple(
-            part.layer_of(model.core) if part is not None and part.adapter.uses_core else 0
-            for part in (self.normalizer, self.prosody)
-        )
+        self.layers = self._layer(self.normalizer), self._layer(self.prosody)
 
     @property
     def samples_a_second(self) -> int:
@@ -88,7 +88,8 @@ class Speaker:
 
         Raises ValueError, before anything is said, for letters of a script that this voice does not know.
         """
-        check_script(text)
+        if self.english:
+            check_script(text)
         with closing(self.stream(self.read([text]))) as pieces:
             yield from (piece.said for piece in pieces if piece.said is not None)
 
@@ -108,9 +109,12 @@ class Speaker:
             if isinstance(written, Generator):
                 written.close()
 
+    def _layer(self, part: Spoken | None) -> int:
+        return part.layer_of(self.model.core) if part is not None and part.adapter.uses_core else 0
+
     def _pieces(self, written: Iterator[Written]) -> Iterator[Piece]:
         normalizer = None if self.normalizer is None else self.normalizer.adapter
-        wording = Wording(normalizer, self.layers)  # type: ignore[arg-type]
+        wording = Wording(normalizer, self.layers, any_script=not self.english)
         sentence = self._sentence()
         while True:
             began = time.perf_counter()

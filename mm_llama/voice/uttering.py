@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_llama.voice.phones import SILENCE, numbers
+from mm_llama.voice.phones import SILENCE, numbers, spoken
 from mm_llama.voice.prosody import Utterance, utterance_of
 from mm_llama.voice.wording import Word
 
@@ -151,7 +151,7 @@ class Sentence:
         owners: list[int] = []
         while self._spoken < len(self.words) and (last or self._spoken + BEHIND < len(self.words)):
             place = self._spoken
-            found = self._phones_of(place)
+            found = spoken(self._phones_of(place))
             first, before = (
                 self.words[place].first - self._base,
                 self.words[max(0, place - 1)].first - self._base,

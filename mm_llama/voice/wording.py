@@ -64,13 +64,14 @@ class _Line:
 class Wording:
     """Tokens of the core to words. `normalizer` may be None: then everything is said as it is written.
 
-    `layers` are those of the core whose states the normaliser and the prosody model read (0: none is read). `push` and
-    `finish` yield words; None among them is the end of a sentence.
+    `layers` are those of the core whose states the normaliser and the prosody model read (0: none is read). Letters of
+    other scripts are refused unless `any_script`. `push` and `finish` yield words; None among them ends a sentence.
     """
 
-    def __init__(self, normalizer: Any, layers: tuple[int, int]) -> None:
+    def __init__(self, normalizer: Any, layers: tuple[int, int], any_script: bool = False) -> None:
         self.normalizer, (self.own_layer, self.prosody_layer) = normalizer, layers
         self.line = self._line()
+        self.any_script = any_script
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._count = 0  # tokens of the core
         # Of recent core tokens of this line: where they end in bytes, their positions, their states for the prosody.
@@ -85,7 +86,8 @@ class Wording:
         """Yield the words that one more token settles. Raises ValueError for letters of another script."""
         position, self._count = self._count, self._count + 1
         text = self._decoder.decode(token.data)
-        check_script(text)
+        if not self.any_script:
+            check_script(text)
         held, _ = self._decoder.getstate()  # bytes of a character that is not whole yet
         segments = re.split(r"[\r\n]", text)
         for number, segment in enumerate(segments):
