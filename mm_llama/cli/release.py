@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} is there already: name a new folder")
     from mm_llama.dtypes import DTYPES as TORCH
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state, release
+    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+    from mm_llama.stages.release import release
 
     found = [find_checkpoint(run) for run in options.runs]
     stages = [read_state(path)["stage"] for path in found]

@@ -92,18 +92,21 @@ def write_checkpoint(
     partial.mkdir()
     save_file(_for_disk(trained), partial / FILES[0], metadata={"format": "pt"})
     save_file(_for_disk(optimizer), partial / FILES[1], metadata={"format": "pt"})
-    entry = {key: state[key] for key in ("stage", "step", "core")} | {"adapter": _sha256(partial / FILES[0])}
+    entry = {key: state[key] for key in ("stage", "step", "core")} | {
+        "adapter": sha256_of(partial / FILES[0])
+    }
     whole = {"format": FORMAT} | dict(state) | {"lineage": [*state["lineage"], entry | entry_extra]}
-    _write_text(partial / FILES[2], json.dumps(whole, indent=1, allow_nan=False) + "\n")
-    _write_text(partial / FILES[3], _to_yaml(config))
+    write_file(partial / FILES[2], json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    write_file(partial / FILES[3], _to_yaml(config))
     for name in FILES[:2]:
         # Tensor files come out readable by their owner alone; they are to be shared as the rest is.
         shutil.copymode(partial / FILES[2], partial / name)
     files = {
-        name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size} for name in FILES
+        name: {"sha256": sha256_of(partial / name), "bytes": (partial / name).stat().st_size}
+        for name in FILES
     }
     manifest = {"format": FORMAT, "step": state["step"], "core": state["core"], "lineage": whole["lineage"]}
-    _write_text(partial / "MANIFEST.json", json.dumps(manifest | {"files": files}, indent=1) + "\n")
+    write_file(partial / "MANIFEST.json", json.dumps(manifest | {"files": files}, indent=1) + "\n")
     for name in (*FILES, "MANIFEST.json", "."):
         _sync(partial / name)
     if final.exists():
@@ -112,7 +115,7 @@ def write_checkpoint(
     _sync(folder)
     # A plain file, not a link: it survives copying. Loading does not rely on it.
     pointer = folder / ".latest.partial"
-    _write_text(pointer, final.name + "\n")
+    write_file(pointer, final.name + "\n")
     _sync(pointer)
     os.replace(pointer, folder / "latest")
     _sync(folder)
@@ -145,46 +148,6 @@ def restore(
     table.start_from(state["before"])
     load_optimizer_tensors(optimizer, load_file(path / FILES[1]))
     return state
-
-
-def release(source: str | Path, folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
-    """Write what a run trained to a new folder, in `dtype`, without what only training needs; return its manifest.
-
-    It is loaded as a run is. Raises ValueError where a value does not fit into the dtype, and FileExistsError for a
-    folder that is there; the folder appears whole or not at all.
-    """
-    path = find_checkpoint(source)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: name a new folder")
-    tensors = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(path / FILES[0]).items()
-    }
-    if broken := not_finite(tensors):
-        raise ValueError(
-            f"{path}: values of {shorten(broken)} do not fit into {str(dtype).removeprefix('torch.')}"
-        )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file(tensors, partial / FILES[0], metadata={"format": "pt"})
-        state = {
-            key: value for key, value in read_state(path).items() if key not in ("random", "before", "data")
-        }
-        _write_text(partial / FILES[2], json.dumps(state, indent=1, allow_nan=False) + "\n")
-        shutil.copyfile(path / FILES[3], partial / FILES[3])
-        files = {}
-        for name in RELEASED:
-            os.chmod(partial / name, 0o644)
-            files[name] = {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
-        manifest = {"format": FORMAT, "released": True, "dtype": str(dtype).removeprefix("torch.")}
-        manifest |= {key: state[key] for key in ("step", "core", "lineage")} | {"files": files}
-        _write_text(partial / "MANIFEST.json", json.dumps(manifest, indent=1) + "\n")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
 
 
 def load_adapter(
@@ -280,7 +243,7 @@ def validate(path: Path) -> None:
                 raise InvalidCheckpoint(
                     f"{path}: {name} has {size} bytes, the manifest says {wanted['bytes']}"
                 )
-            if _sha256(path / name) != wanted["sha256"]:
+            if sha256_of(path / name) != wanted["sha256"]:
                 raise InvalidCheckpoint(f"{path}: {name} has another SHA-256 than the manifest says")
     except InvalidCheckpoint:
         raise
@@ -402,7 +365,8 @@ def _to_yaml(config: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """Write a text as UTF-8."""
     path.write_text(text, encoding="utf-8")
 
 
@@ -416,6 +380,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
