@@ -180,3 +180,31 @@ def test_a_stage_without_a_normaliser_and_a_model_without_one(texts: Path) -> No
         read(plain.model, plain.tokenizer, plain.chat_format, ["5"])
     with pytest.raises(ValueError, match="num_rules is 5, but there are"):
         run(*tiny(texts, f"{NORMALIZER}.num_rules=5"))
+
+
+@pytest.mark.parametrize("kind", ["tts_prosody", "tts_acoustic", "tts_vocoder"])
+def test_every_part_of_a_voice_builds_and_learns_from_one_step(kind: str) -> None:
+    """Each published size: built beside its core's numbers, it takes a step on one utterance."""
+    for name in choices(f"modality/{kind}"):
+        core = "llama3_8b" if name == "paper" else "tiny"
+        data = resolve(compose_config("train", [f"modality/{kind}={name}", f"core={core}", "stage=none"]))
+        part = data["modality"][kind]
+        check_targets(part)
+        adapter = build(part["adapter"])
+        phones = torch.randint(1, 79, (7,), generator=torch.Generator().manual_seed(0))
+        if kind == "tts_prosody":
+            states = torch.randn(4, data["core"]["numbers"]["dim"])
+            owners = torch.tensor([0, 0, 1, 1, 2, 3, 3])
+            (found,) = adapter([phones], [torch.zeros(7, 4)], [states], [owners])
+        elif kind == "tts_acoustic":
+            (found,) = adapter([(phones, torch.full((7,), 3), torch.zeros(7, 3))])
+        else:
+            (found,) = adapter([torch.rand(9, 80)])
+        found.square().mean().backward()
+        weights = dict(adapter.named_parameters())
+        assert all(weight.grad is not None for weight in weights.values()), name
+        count = sum(weight.numel() for weight in weights.values())
+        assert not (kind == "tts_vocoder" and name == "large") or 12e6 < count < 15e6
+        if name == "paper":
+            assert adapter.layers[0].self_attention.num_heads == 6 and part["layer"] == 16
+            assert adapter.layers[0].forwards[0].up.out_features == 864

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mm_llama.voice.speak import Piece, Said, Speaker
 
 RUNS = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
+NORMALIZER = RUNS[0]
 SHIPPED = Path(__file__).parent.parent / "voices" / "english"  # its README.md says what made it
 EXAMPLES = """examples:
   mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav
@@ -37,11 +38,17 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     check_factor("--rate", options.rate)
     check_factor("--pitch", options.pitch)
+    if options.engine and options.language != "en":
+        raise ValueError(
+            f"--engine {options.engine} speaks English, not {options.language!r}: leave one of them out"
+        )
     if options.raw != (options.output == "-"):
         raise ValueError(
             "--raw writes samples to standard output, and nothing else does: give -o - --raw together"
         )
     adapters = voice_runs(options.adapter)
+    if options.engine:
+        adapters = [run for run in adapters if run.name == NORMALIZER or options.adapter]
     if not options.text.strip():
         raise ValueError('there is nothing to say; for example: mm-llama say "Good morning." -o out.wav')
 
@@ -52,7 +59,16 @@ def main(argv: list[str]) -> int:
     if options.text != "-" and phones is None:
         check_script(options.text)
     found = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    speaker = speaker_of(found, options.rate, options.pitch, options.style, phones)
+    if options.engine:
+        from mm_llama.voice.speak import Speaker
+
+        engine = hibari()
+        parts_of_model = found.model, found.tokenizer, found.chat_format
+        speaker = Speaker(
+            *parts_of_model, engine.phones, options.rate, options.pitch, options.style, engine=engine
+        )
+    else:
+        speaker = speaker_of(found, options.rate, options.pitch, options.style, phones)
     texts = _standard_input() if options.text == "-" else [options.text]
     parts = _told(speaker.stream(speaker.read(texts)), options.show)
     if options.raw:
@@ -190,6 +206,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         help="higher or lower, a factor from 0.5 to 2 (default: %(default)s)",
+    )
+    add(
+        "--engine",
+        choices=("hibari",),
+        help="an engine in place of our own prosody and sound: the teacher of the voice",
     )
     add(
         "--language",

@@ -25,6 +25,7 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.model import MultimodalLlama
 from mm_llama.spoken import Spoken, Written
 from mm_llama.voice import check_factor
+from mm_llama.voice.engines import Engine, EngineSentence
 from mm_llama.voice.predicted import prosody_model_of
 from mm_llama.voice.reading import read_aloud
 from mm_llama.voice.tagging import KIND as NORMALIZER
@@ -47,7 +48,8 @@ class Speaker:
     """A model with the parts of a voice, and `phones`, which finds the phones of words.
 
     `rate` and `pitch` are factors from a half to two, `style` a number of the prosody model's. What is not `english` is
-    read by `phones` alone, in any script. `seconds` counts what
+    read by `phones` alone, in any script. An `engine` takes the place of prosody model, acoustic model and vocoder,
+    sentence by sentence, in its own way alone (neither rate nor pitch nor style). `seconds` counts what
     each part has taken, the core's reading or writing as "core". Raises ValueError, naming it, for a missing part.
     """
 
@@ -61,17 +63,22 @@ class Speaker:
         pitch: float = 1.0,
         style: int = 0,
         english: bool = True,
+        engine: Engine | None = None,
     ) -> None:
         check_factor("rate", rate)
         check_factor("pitch", pitch)
-        self.prosody = prosody_model_of(model)
+        self.engine = engine
         self.normalizer = normalizer_of(model) if english and NORMALIZER in model.modality else None
         self.english = english
-        self.acoustic: Any = model.spoken("tts_acoustic").adapter
-        self.vocoder: Any = model.spoken("tts_vocoder").adapter
-        num_styles = self.prosody.adapter.style.num_embeddings
-        if not 0 <= style < num_styles:
-            raise ValueError(f"style is {style}, but this voice has {num_styles}, numbered from 0")
+        self.prosody = None if engine is not None else prosody_model_of(model)
+        if self.prosody is not None:
+            self.acoustic: Any = model.spoken("tts_acoustic").adapter
+            self.vocoder: Any = model.spoken("tts_vocoder").adapter
+            num_styles = self.prosody.adapter.style.num_embeddings
+            if not 0 <= style < num_styles:
+                raise ValueError(f"style is {style}, but this voice has {num_styles}, numbered from 0")
+        elif (rate, pitch, style) != (1.0, 1.0, 0):
+            raise ValueError("rate, pitch and style are those of our own voice: an engine speaks as it does")
         self.model, self.tokenizer, self.chat, self.phones = model, tokenizer, chat, phones
         self.rate, self.pitch, self.style = rate, pitch, style
         self.seconds: dict[str, float] = defaultdict(float)
@@ -81,7 +88,7 @@ class Speaker:
     @property
     def samples_a_second(self) -> int:
         """Return the rate of the samples."""
-        return int(self.vocoder.rate)
+        return int(self.vocoder.rate if self.engine is None else self.engine.rate)
 
     def say(self, text: str) -> Iterator[Said]:
         """Yield the sentences of a text as soon as each is spoken; their words together are all that is said.
@@ -141,6 +148,9 @@ class Speaker:
             if token is None:
                 return
 
-    def _sentence(self) -> Sentence:
+    def _sentence(self) -> Sentence | EngineSentence:
+        if self.engine is not None:
+            return EngineSentence(self.engine, self.seconds)
+        assert self.prosody is not None
         parts = self.phones, self.prosody.adapter, self.acoustic, self.vocoder
         return Sentence(*parts, self.rate, self.pitch, self.style, self.seconds)

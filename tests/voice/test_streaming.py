@@ -239,3 +239,19 @@ def test_what_is_kept_does_not_grow_with_a_line(assistant: Assistant) -> None:
 
 def test_words_come_as_they_are_written() -> None:
     assert list(words_of(["a  b", "c\n", "\n d"])) == ["a", " bc", "\n", "d"]
+
+
+def test_an_engine_takes_the_place_of_our_own_sound(
+    assistant: Assistant, speaker: Speaker, asset_dir: Callable[[str], Path]
+) -> None:
+    engine = Hibari(asset_dir("hibari_tts"))
+    parts = assistant.model, assistant.tokenizer, assistant.chat_format, engine.phones
+    other = Speaker(*parts, engine=engine)
+    said, ours = list(other.say(TEXT)), list(speaker.say(TEXT))
+    assert [one.words for one in said] == [one.words for one in ours]
+    for one in said:
+        assert torch.equal(one.samples, engine.teach(one.phones).samples)
+        assert len(one.frames_P) == len(one.phones) + 2 and bool((one.features_P4[:, 2] > 0).any())
+    assert other.seconds["engine"] > 0 and "prosody" not in other.seconds
+    with pytest.raises(ValueError, match="those of our own voice"):
+        Speaker(*parts, rate=1.5, engine=engine)
