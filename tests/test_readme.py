@@ -56,7 +56,8 @@ def test_the_text_question_is_answered(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asset_dir("smollm2_135m")
+    for name in ("smollm2_135m", "hibari_tts"):
+        asset_dir(name)
     monkeypatch.chdir(tmp_path)  # where there is no runs/demo
     asked = [
         words
@@ -67,6 +68,10 @@ def test_the_text_question_is_answered(
     for words in asked:
         assert main(words[1:]) == 0
         assert "Paris" in capsys.readouterr().out
+        assert "--speak" not in words or (tmp_path / "answer.wav").stat().st_size > 20_000
+    for words in (words for words in commands() if words[1:2] == ["say"]):
+        assert main(words[1:]) == 0
+        assert (tmp_path / "out.wav").stat().st_size > 50_000
 
 
 def test_the_python_snippet_is_code_and_names_what_exists() -> None:

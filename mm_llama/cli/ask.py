@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mm_llama.cli.eval_speech import check_beam
-from mm_llama.cli.say import speaker_of, voice_runs, write_wav
+from mm_llama.cli.say import has_voice, speaker_of, voice_runs, write_wav
 from mm_llama.data.decode import open_image
 from mm_llama.data.video import medium_of, probe_clip
 from mm_llama.data.video_limits import NoPicturesError
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     files, question = _files_and_question(options.words)
     media = [_open(file) for file in files]
     adapters = _adapters(options.adapter, media, options.core)
-    if options.speak and options.adapter is None:
+    if options.speak and not has_voice(adapters):
         adapters += voice_runs(None)
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {options.max_new_tokens}, expected at least 1")
@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="search what a recording says among N readings: fewer errors, slower (default: no search)",
     )
-    add("--speak", metavar="FILE", help="also say the answer into this WAV file, with the runs of a voice")
+    add("--speak", metavar="FILE", help="also say the answer into this WAV file while it is written")
     add("--system", metavar="TEXT", help="a system message before the question")
     add("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: %(default)s)")
     add(

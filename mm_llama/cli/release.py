@@ -79,8 +79,8 @@ def card(facts: list[dict[str, Any]], dtype: str) -> str:
     lines = [
         "# Parts trained with mm_llama",
         "",
-        f"Weights in {dtype}, loaded as runs are (`--adapter FOLDER`). `config.yaml` of each is all that it was made "
-        "with: `mm-llama train stage=STAGE` with the seed and steps below gives it again.",
+        f"Weights in {dtype}, loaded as runs are (`--adapter FOLDER`). `config.yaml` of each is all that it was made with; "
+        "the commands below, with that config, give it again on a machine of the same kind.",
         "",
         "| stage | MB | steps | seed | minutes | SHA-256 of the weights | of those in float32 |",
         "|---|---|---|---|---|---|---|",
@@ -88,5 +88,11 @@ def card(facts: list[dict[str, Any]], dtype: str) -> str:
     for one in facts:
         cells = one["stage"], f"{one['bytes'] / 1e6:.1f}", one["steps"], one["seed"], one["minutes"]
         lines.append("| " + " | ".join(map(str, cells)) + f" | `{one['adapter']}` | `{one['trained']}` |")
+    lines += [
+        "",
+        "```bash",
+        *(f"mm-llama train stage={one['stage']} seed={one['seed']}" for one in facts),
+        "```",
+    ]
     cores = sorted({one["core"] for one in facts})
     return "\n".join([*lines, "", f"Trained beside the core `{', '.join(cores)}`.", ""])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import json
 import sys
 import wave
 from collections.abc import Callable, Iterable, Iterator
@@ -156,6 +157,15 @@ def _told(parts: Iterator[Piece], show: bool) -> Iterator[Piece]:
         if show and part.said is not None:
             print(f"{part.said.words}\n  {part.said.phones}", file=sys.stderr)
         yield part
+
+
+def has_voice(runs: Iterable[Path]) -> bool:
+    """True when one of some runs is a part of a voice."""
+    for run in runs:
+        for state in run.glob("**/state.json"):
+            if json.loads(state.read_text("utf-8")).get("stage") in RUNS:
+                return True
+    return False
 
 
 def voice_runs(given: list[str] | None) -> list[Path]:
