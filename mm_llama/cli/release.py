@@ -35,15 +35,18 @@ def main(argv: list[str]) -> int:
     from mm_llama.stages.release import release
 
     found = [find_checkpoint(run) for run in options.runs]
-    stages = [read_state(path)["stage"] for path in found]
-    if twice := {stage for stage in stages if stages.count(stage) > 1}:
-        raise ValueError(f"two of the runs are of the stage {min(twice)}; release one of a kind")
+    states = [read_state(path) for path in found]
+    names = ["_".join(sorted({prefix.split(".")[1] for prefix in state["train"]})) for state in states]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two of the runs trained {min(twice)}; release one of a kind")
     partial = options.out.with_name(f".{options.out.name}.partial")
     facts: list[dict[str, Any]] = []
     try:
-        for path, stage in zip(found, stages, strict=True):
-            manifest = release(path, partial / stage, TORCH[options.dtype])
-            facts.append({"stage": stage, "folder": str(options.out / stage)} | _facts(path, manifest))
+        for path, state, name in zip(found, states, names, strict=True):
+            manifest = release(path, partial / name, TORCH[options.dtype])
+            facts.append(
+                {"stage": state["stage"], "folder": str(options.out / name)} | _facts(path, manifest)
+            )
         (partial / "README.md").write_text(card(facts, options.dtype), "utf-8")
         partial.replace(options.out)
     finally:
@@ -79,8 +82,8 @@ def card(facts: list[dict[str, Any]], dtype: str) -> str:
     lines = [
         "# Parts trained with mm_llama",
         "",
-        f"Weights in {dtype}, loaded as runs are (`--adapter FOLDER`). `config.yaml` of each is all that it was made with; "
-        "the commands below, with that config, give it again on a machine of the same kind.",
+        f"Weights in {dtype}, loaded as runs are (`--adapter FOLDER`). `config.yaml` of each is all that it was made "
+        "with; the commands below, with that config, give it again on a machine of the same kind.",
         "",
         "| stage | MB | steps | seed | minutes | SHA-256 of the weights | of those in float32 |",
         "|---|---|---|---|---|---|---|",

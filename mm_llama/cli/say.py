@@ -163,7 +163,7 @@ def has_voice(runs: Iterable[Path]) -> bool:
     """True when one of some runs is a part of a voice."""
     for run in runs:
         for state in run.glob("**/state.json"):
-            if json.loads(state.read_text("utf-8")).get("stage") in RUNS:
+            if str(json.loads(state.read_text("utf-8")).get("stage")).startswith("tts_"):
                 return True
     return False
 

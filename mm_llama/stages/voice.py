@@ -64,14 +64,17 @@ class Vocode:
     """Multi-resolution distance of spectra between recordings and what the vocoder makes of their log-mels.
 
     Of each recording a piece of `frames` is taken at random, whose first `warm` frames and last ones, where the vocoder
-    lacks what stands around it, do not count.
+    lacks what stands around it, do not count. Of `predicted` of the recordings, a share, the log-mels are those that
+    the attached acoustic model makes of their phones and prosody: the vocoder gets to know what it will be given.
     """
 
-    def __init__(self, mel: nn.Module, frames: int = 48, warm: int = 8) -> None:
+    def __init__(self, mel: nn.Module, frames: int = 48, warm: int = 8, predicted: float = 0.0) -> None:
         if not 0 <= warm < frames:
             raise ValueError(f"warm={warm} frames of a piece of frames={frames} leave none that count")
+        if not 0 <= predicted <= 1:
+            raise ValueError(f"predicted={predicted} is a share of recordings, expected 0 to 1")
         self.mel: Any = mel
-        self.frames, self.warm = frames, warm
+        self.frames, self.warm, self.predicted = frames, warm, predicted
 
     def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
         """Return the distance, summed over recordings."""
@@ -79,7 +82,7 @@ class Vocode:
         hop, cold = adapter.hop, adapter.frames_ahead + adapter.size // (2 * adapter.hop)
         mels, truths = [], []
         for one in recorded_rows(batch, self.mel):
-            mel = self.mel(one.samples)
+            mel = self._mel(model, one)
             count = min(self.frames, len(mel))
             start = int(torch.randint(0, len(mel) - count + 1, ()))
             mels.append(F.pad(mel[start : start + count], (0, 0, 0, self.frames - count), value=-1.5))
@@ -89,6 +92,13 @@ class Vocode:
         found_BT = torch.stack(adapter(mels))[:, inner]
         loss = spectral_distance(found_BT, torch.stack(truths)[:, inner])
         return StepOutput(loss * len(mels), len(mels))
+
+    def _mel(self, model: MultimodalLlama, one: Recorded) -> Tensor:
+        mel: Tensor = self.mel(one.samples)
+        if self.predicted and float(torch.rand(())) < self.predicted:
+            with torch.no_grad():
+                (mel,) = model.spoken(ACOUSTIC).adapter([measured(one, mel)])
+        return mel
 
     def count(self, batch: Batch) -> int:
         """Return the number of recordings."""

@@ -54,7 +54,7 @@ def test_a_release_is_loaded_as_its_run_is(
     assert main(["release", str(run), str(out)]) == 2
     assert main(["release", str(run), str(run), str(tmp_path / "twice")]) == 2
     error = capsys.readouterr().err
-    assert "is there already" in error and "two of the runs are of the stage tts_normalization" in error
+    assert "is there already" in error and "two of the runs trained tts_normalization" in error
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -19,6 +19,8 @@ from mm_llama.data.text_to_speech import Hibari
 from mm_llama.data.voice_rows import VoiceRows, taught_voice
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
+from mm_llama.stages.checkpoint import find_checkpoint, read_state
+from mm_llama.stages.voice import Vocode
 from mm_llama.voice.phones import NUM_PHONES, numbers
 from mm_llama.voice.prosody import F0_CENTER, F0_SCALE, POWER_CENTER, POWER_SCALE, prosody_of
 from mm_llama.voice.recorded import recorded
@@ -200,3 +202,26 @@ def test_a_teacher_tells_what_it_did(asset_dir: Callable[[str], Path], tmp_path:
         taught_voice(split="test", **options)
     with pytest.raises(ValueError, match="4 sentences that can be said, fewer than the 203"):
         taught_voice(**options)
+
+
+def test_the_vocoder_learns_on_from_what_the_acoustic_model_makes(voice: Path) -> None:
+    acoustic, vocoder = (run(*tiny(kind, voice)).run_dir for kind in KINDS)
+    init = [f"stage.init.tts_acoustic={acoustic}", f"stage.init.tts_vocoder={vocoder}"]
+    matched = [one for one in tiny("vocoder", voice, *init) if not one.startswith("stage=")]
+    found = run("stage=tts_matched", "modality/tts_acoustic=tiny", *matched)
+    assert read_state(find_checkpoint(found.run_dir))["train"] == ["modality.tts_vocoder.adapter"]
+    # Where all log-mels are predicted, other ones are learned from than where none is.
+    losses = []
+    for share in (0.0, 1.0):
+        one = run(
+            "stage=tts_matched",
+            "modality/tts_acoustic=tiny",
+            *matched,
+            f"stage.step.predicted={share}",
+            f"name=p{share}",
+        )
+        lines = (one.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)])
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="predicted=2 is a share"):
+        Vocode(None, predicted=2)  # type: ignore[arg-type]
