@@ -37,6 +37,9 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
         "--answers", type=Path, metavar="FILE", help="every text as JSONL (default: beside --out)"
     )
     task.add_argument(
+        "--sides", metavar="NAMES", help="of teacher, vocoder, voice, own; with commas (default: all)"
+    )
+    task.add_argument(
         "--page",
         type=Path,
         metavar="FILE",
@@ -86,6 +89,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         speaker=speaker_of(assistant) if whole else None,
         noise=None if args.no_noise else args.noise,
         limit=args.limit,
+        sides=args.sides.split(",") if args.sides else (),
         progress=progress,
         on_sound=keep if args.page else None,
     )

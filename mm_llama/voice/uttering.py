@@ -9,6 +9,7 @@ Shapes: P phones, S core positions, D core width, T samples.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mm_llama.voice.phones import SILENCE, numbers, spoken
-from mm_llama.voice.prosody import Utterance, utterance_of
+from mm_llama.voice.prosody import LENGTH_SCALE, Utterance, utterance_of
 from mm_llama.voice.wording import Word
 
 # Of a word the phones depend on words around it: on two behind it (stress, "the" before a vowel), as the engine's
@@ -26,6 +27,9 @@ from mm_llama.voice.wording import Word
 BEHIND, BEFORE = 2, 3
 GROUPS = (2, 1, 1)  # phones that are made to sound at once at the beginning of a sentence, then
 GROUP = 4
+# A length is predicted by the mean of its logarithm, from which true ones deviate by 0.28: their own mean is longer by
+# half the square of that, and without it speech is 3.7 % shorter than what was learned from.
+LONGER = 1.04
 STOP, MARKS = ".", ';:,.!?—…"()“”'
 
 
@@ -120,7 +124,8 @@ class Sentence:
         self._features.append(features_p4)
         settled = torch.tensor(self._numbers[done : done + len(features_p4)], dtype=torch.long, device=device)
         began = self._took("prosody", began)
-        more = utterance_of(settled, features_p4, self.rate, self.pitch)
+        longer_p4 = features_p4 + features_p4.new_tensor([math.log(LONGER) * LENGTH_SCALE, 0, 0, 0])
+        more = utterance_of(settled, longer_p4, self.rate, self.pitch)
         self._frames.append(more[1])
         self._waiting = tuple(torch.cat((a.to(device), b)) for a, b in zip(self._waiting, more, strict=True))  # type: ignore[assignment]
         found = [torch.zeros(0)]

@@ -81,6 +81,8 @@ def test_a_voice_is_measured(judge: Whisper, asset_dir: Callable[[str], Path], t
     )
     heard = [json.loads(line) for line in (tmp_path / "found_answers.jsonl").read_text("utf-8").splitlines()]
     assert [one["said"] for one in heard] == result.texts and all("in_noise" not in one for one in heard)
+    assert main(["eval", "tts", *common, "--data", str(source.path), "--no-noise", "--sides", "vocoder"]) == 0
+    assert main(["eval", "tts", *common, "--data", str(source.path), "--sides", "teacher,other"]) == 2
     # Every part, from the text, and a page of pairs.
     page = tmp_path / "page.html"
     whole = [*common, "--adapter", str(runs[2]), "--data", str(source.path), "--no-noise", "--out", str(out)]

@@ -20,7 +20,7 @@ from mm_llama.data.voice_rows import VoiceRows, taught_voice
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
 from mm_llama.stages.checkpoint import find_checkpoint, read_state
-from mm_llama.stages.voice import Vocode
+from mm_llama.stages.voice import Acoustic, Vocode
 from mm_llama.voice.phones import NUM_PHONES, numbers
 from mm_llama.voice.prosody import F0_CENTER, F0_SCALE, POWER_CENTER, POWER_SCALE, prosody_of
 from mm_llama.voice.recorded import recorded
@@ -225,3 +225,18 @@ def test_the_vocoder_learns_on_from_what_the_acoustic_model_makes(voice: Path) -
     assert losses[0] != losses[1]
     with pytest.raises(ValueError, match="predicted=2 is a share"):
         Vocode(None, predicted=2)  # type: ignore[arg-type]
+
+
+def test_prosody_that_is_a_little_wrong_is_learned_from_and_never_measured_with(voice: Path) -> None:
+    acoustic = run(*tiny("acoustic", voice)).run_dir
+    options = [one for one in tiny("acoustic", voice) if not one.startswith("stage=")]
+    found = []
+    for noise in (0.0, 0.5):
+        init = [f"stage.init.tts_acoustic={acoustic}", f"stage.step.noise={noise}", f"name=n{noise}"]
+        one = run("stage=tts_tolerant", *options, *init, "stage.eval_every=2")
+        lines = [json.loads(line) for line in (one.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+        found.append(lines)
+    first, second = (next(line["loss"] for line in lines if "loss" in line) for lines in found)
+    assert first != second
+    with pytest.raises(ValueError, match="noise=-1 is a deviation"):
+        Acoustic(None, noise=-1)  # type: ignore[arg-type]
