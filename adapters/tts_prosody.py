@@ -162,31 +162,27 @@ class ProsodyModel(nn.Module):
     ) -> Tensor:
         """Return float32[p, 4] of the phones that are settled when the next phones and states of a text have come.
 
-        One row is one step, so that it does not matter in which pieces they come. All parts together are what `predict`
-        gives of the whole; `last`: all that are left.
+        All parts together are what `predict` gives of the whole; `last`: all that are left.
         """
         if self.uses_core and (states_SD is None or owners_P is None or len(owners_P) != len(phones_P)):
             raise ValueError("this prosody model looks at the core: give the states, and the phones' owners")
         before = max(0, text.done - max(DELAYS))
         text.num_phones += len(phones_P)
-        for phone in phones_P:
-            self._append(text, phone)
+        self._append(text, phones_P)
         if self.uses_core:
             assert text.core is not None and states_SD is not None and owners_P is not None
             owners_1T = torch.cat((text.core[0], owners_P[None]), dim=1)
             if last:
                 owners_1T = F.pad(owners_1T, (0, max(DELAYS)), value=int(owners_1T[0, -1]))
-            for state_D in states_SD:
-                keys = [
-                    layer.core.keys(state_D[None, None].to(text.embedded_BTW.dtype)) for layer in self.layers
-                ]
+            if len(states_SD) or not text.core_keys:
+                states_1SD = states_SD[None].to(text.embedded_BTW.dtype)
+                keys = [layer.core.keys(states_1SD) for layer in self.layers]
                 text.core_keys = _longer(text.core_keys, keys)
             S = len(text.core[1]) + len(states_SD)
             places_S = torch.arange(S, device=owners_1T.device)
             text.core = owners_1T, places_S, (places_S < 0)[None, None]
         if last:
-            for _ in range(max(DELAYS)):
-                self._append(text, phones_P.new_tensor(self.num_phones))
+            self._append(text, phones_P.new_full((max(DELAYS),), self.num_phones))
         counts_1 = torch.tensor([text.num_phones], device=text.embedded_BTW.device)
         while self._ready(text, last):
             self._next(text, counts_1)
@@ -197,11 +193,13 @@ class ProsodyModel(nn.Module):
         recent_TK = torch.cat(text.found[before + 1 : done + max(DELAYS) + 1])
         return undelayed(recent_TK)
 
-    def _append(self, text: Timing, phone: Tensor) -> None:
-        embedded_11W = self.phone(phone[None, None])
-        text.embedded_BTW = torch.cat((text.embedded_BTW, embedded_11W), dim=1)
-        text.absent_B1T = F.pad(text.absent_B1T, (0, 1))
-        text.phone_keys = _longer(text.phone_keys, [layer.phones.keys(embedded_11W) for layer in self.layers])
+    def _append(self, text: Timing, phones_P: Tensor) -> None:
+        if not len(phones_P):
+            return
+        embedded_1PW = self.phone(phones_P[None])
+        text.embedded_BTW = torch.cat((text.embedded_BTW, embedded_1PW), dim=1)
+        text.absent_B1T = F.pad(text.absent_B1T, (0, len(phones_P)))
+        text.phone_keys = _longer(text.phone_keys, [layer.phones.keys(embedded_1PW) for layer in self.layers])
 
     def _ready(self, text: Timing, last: bool) -> bool:
         known = text.embedded_BTW.shape[1]

@@ -22,9 +22,11 @@ from mm_llama.voice.phones import SILENCE, numbers, spoken
 from mm_llama.voice.prosody import LENGTH_SCALE, Utterance, utterance_of
 from mm_llama.voice.wording import Word
 
-# Of a word the phones depend on words around it: on two behind it (stress, "the" before a vowel), as the engine's
-# tagger does, and on three before it, which changes none of 1,578 words.
+# Of a word the phones depend on words around it: on two behind it (stress, "the" before a vowel), as the tagger of the
+# engine does, and on three before it, which changes none of 1,578 words. The first words of a sentence, for which one
+# waits, are told one behind them: that changes six of a thousand.
 BEHIND, BEFORE = 2, 3
+EARLY, EARLY_BEHIND = 4, 1
 GROUPS = (2, 1, 1)  # phones that are made to sound at once at the beginning of a sentence, then
 GROUP = 4
 # A length is predicted by the mean of its logarithm, from which true ones deviate by 0.28: their own mean is longer by
@@ -154,8 +156,10 @@ class Sentence:
         """Return numbers of the phones that can be told, and for each the position of its word's first token."""
         ids: list[int] = []
         owners: list[int] = []
-        while self._spoken < len(self.words) and (last or self._spoken + BEHIND < len(self.words)):
+        while self._spoken < len(self.words):
             place = self._spoken
+            if not last and place + _behind(place) >= len(self.words):
+                break
             found = spoken(self._phones_of(place))
             first, before = (
                 self.words[place].first - self._base,
@@ -183,10 +187,15 @@ class Sentence:
 
     def _phones_of(self, place: int) -> str:
         first = max(0, place - BEFORE)
-        window = [word.text for word in self.words[first : place + BEHIND + 1]]
+        window = [word.text for word in self.words[first : place + _behind(place) + 1]]
         groups = self.find_phones(" ".join(window)).split(" ")
         if len(groups) == len(window):
             return groups[place - first]
         return self.find_phones(
             window[place - first]
         ).strip()  # words that are found as fewer or more: each alone
+
+
+def _behind(place: int) -> int:
+    """Return how many words behind the one at a place of a sentence its phones may depend on."""
+    return EARLY_BEHIND if place < EARLY else BEHIND
