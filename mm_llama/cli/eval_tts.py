@@ -67,6 +67,11 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     from mm_llama.eval.tts import SIDES, evaluate_tts
     from mm_llama.eval.whisper import Whisper
 
+    chosen = args.sides.split(",") if args.sides else list(SIDES)
+    if args.page and (missing := [side for side in args.page_sides if side not in chosen]):
+        raise ValueError(
+            f"--page plays {missing[0]!r}, which --sides leaves out: name it there, or other --page-sides"
+        )
     assistant = Assistant(model, tokenizer, chat)
     judges: dict[str, Any] = {
         "Whisper tiny.en": Whisper(asset("whisper_tiny_en"), build(LOG_MEL), threads=args.threads or 1)
@@ -89,7 +94,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
         speaker=speaker_of(assistant) if whole else None,
         noise=None if args.no_noise else args.noise,
         limit=args.limit,
-        sides=args.sides.split(",") if args.sides else (),
+        sides=chosen,
         progress=progress,
         on_sound=keep if args.page else None,
     )

@@ -73,6 +73,7 @@ def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "seed": state["seed"],
         "minutes": round(state.get("minutes") or 0.0, 1),
         "trained": manifest["lineage"][-1]["adapter"],
+        "stages": [entry["stage"] for entry in manifest["lineage"]],
         "config_hash": state["config_hash"],
     }
 
@@ -91,11 +92,10 @@ def card(facts: list[dict[str, Any]], dtype: str) -> str:
     for one in facts:
         cells = one["stage"], f"{one['bytes'] / 1e6:.1f}", one["steps"], one["seed"], one["minutes"]
         lines.append("| " + " | ".join(map(str, cells)) + f" | `{one['adapter']}` | `{one['trained']}` |")
-    lines += [
-        "",
-        "```bash",
-        *(f"mm-llama train stage={one['stage']} seed={one['seed']}" for one in facts),
-        "```",
+    # Each part's stages in their order: the later ones begin where the earlier left their runs.
+    commands = [
+        f"mm-llama train stage={stage} seed={one['seed']}" for one in facts for stage in one["stages"]
     ]
+    lines += ["", "```bash", *dict.fromkeys(commands), "```"]
     cores = sorted({one["core"] for one in facts})
     return "\n".join([*lines, "", f"Trained beside the core `{', '.join(cores)}`.", ""])
