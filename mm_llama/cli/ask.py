@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mm_llama.cli.eval_speech import check_beam
 from mm_llama.cli.say import has_voice, speaker_of, voice_runs, write_wav
@@ -92,9 +92,10 @@ def main(argv: list[str]) -> int:
         stream=True,
         watch=speaker.layers if speaker is not None else (),
     )
+    mute: ValueError | None = None
     if speaker is not None:
-        shown = sys.stdout if not (options.json or options.no_stream) else None
-        _speak(answer, speaker, Path(options.speak), assistant.tokenizer, shown)
+        shown = not (options.json or options.no_stream)
+        mute = _speak(answer, speaker, Path(options.speak), assistant.tokenizer, shown)
     if options.json:
         result = answer.result
         print(
@@ -116,33 +117,39 @@ def main(argv: list[str]) -> int:
     else:
         told = speaker is not None and not options.no_stream
         _show(answer, whole=options.no_stream, limit=options.max_new_tokens, told=told)
+    if mute is not None:
+        raise mute
     return 0
 
 
 def _speak(
-    answer: TextStream, speaker: Speaker, path: Path, tokenizer: Tokenizer, shown: TextIO | None
-) -> None:
-    """Say an answer while it is written, and print it meanwhile. The text is whole even where the voice is not."""
+    answer: TextStream, speaker: Speaker, path: Path, tokenizer: Tokenizer, shown: bool
+) -> ValueError | None:
+    """Say an answer while it is written, and print it meanwhile if it is to be `shown`.
+
+    Returns what the voice could not say; the answer is written to its end all the same.
+    """
     from mm_llama.generation.text import TextPieces
 
     pieces = TextPieces(tokenizer)
 
     def printing() -> Iterator[Written]:
         for token in answer.written():
-            if shown is not None:
+            if shown:
                 _print(pieces.push_bytes(token.data))
             yield token
-        if shown is not None:
+        if shown:
             _print(pieces.finish())
 
     written = printing()
     try:
         # What is closed when the voice fails is what it was given, not the answer.
         write_wav(path, speaker.stream(token for token in written), speaker.samples_a_second)
-    except ValueError:
+    except ValueError as error:
         for _ in written:
             pass
-        raise
+        return error
+    return None
 
 
 def _print(text: str) -> None:

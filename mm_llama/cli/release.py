@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two of the runs trained {min(twice)}; release one of a kind")
     partial = options.out.with_name(f".{options.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a call that was cut off left
     facts: list[dict[str, Any]] = []
     try:
         for path, state, name in zip(found, states, names, strict=True):
@@ -50,8 +52,6 @@ def main(argv: list[str]) -> int:
         (partial / "README.md").write_text(card(facts, options.dtype), "utf-8")
         partial.replace(options.out)
     finally:
-        import shutil
-
         shutil.rmtree(partial, ignore_errors=True)
     if options.json:
         print(json.dumps(facts, indent=1))

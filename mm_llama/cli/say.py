@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from mm_llama.data.text_to_speech import Hibari
     from mm_llama.voice.speak import Piece, Said, Speaker
 
-RUNS = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
-NORMALIZER = RUNS[0]
+# Each part of a voice with the stages that leave it in their runs, the last one first.
+PARTS = {
+    "tts_normalization": ("tts_normalization",),
+    "tts_prosody": ("tts_prosody",),
+    "tts_acoustic": ("tts_tolerant", "tts_acoustic"),
+    "tts_vocoder": ("tts_matched", "tts_vocoder"),
+}
+NORMALIZER = "tts_normalization"
 SHIPPED = Path(__file__).parent.parent / "voices" / "english"  # its README.md says what made it
 EXAMPLES = """examples:
   mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav
@@ -60,16 +66,9 @@ def main(argv: list[str]) -> int:
     if options.text != "-" and phones is None:
         check_script(options.text)
     found = load(options.core, adapters, dtype=options.dtype, threads=options.threads)
-    if options.engine:
-        from mm_llama.voice.speak import Speaker
-
-        engine = hibari()
-        parts_of_model = found.model, found.tokenizer, found.chat_format
-        speaker = Speaker(
-            *parts_of_model, engine.phones, options.rate, options.pitch, options.style, engine=engine
-        )
-    else:
-        speaker = speaker_of(found, options.rate, options.pitch, options.style, phones)
+    speaker = speaker_of(
+        found, options.rate, options.pitch, options.style, phones=phones, engine=bool(options.engine)
+    )
     texts = _standard_input() if options.text == "-" else [options.text]
     parts = _told(speaker.stream(speaker.read(texts)), options.show)
     if options.raw:
@@ -107,15 +106,19 @@ def speaker_of(
     pitch: float = 1.0,
     style: int = 0,
     phones: Callable[[str], str] | None = None,
+    engine: bool = False,
 ) -> Speaker:
     """Return the voice that is attached to a model, of English unless `phones` finds those of another language.
 
-    Raises ValueError, naming it, for a part that is missing.
+    With `engine` the teacher's engine makes the sound. Raises ValueError, naming it, for a part that is missing.
     """
     from mm_llama.voice.speak import Speaker
 
     parts = assistant.model, assistant.tokenizer, assistant.chat_format
-    return Speaker(*parts, phones or hibari().phones, rate, pitch, style, english=phones is None)
+    if phones is not None:
+        return Speaker(*parts, phones, rate, pitch, style, english=False)
+    known = hibari()
+    return Speaker(*parts, known.phones, rate, pitch, style, engine=known if engine else None)
 
 
 def hibari() -> Hibari:
@@ -181,10 +184,15 @@ def voice_runs(given: list[str] | None) -> list[Path]:
                     "tts_prosody, tts_normalization), or leave out --adapter for the voice that comes with mm_llama"
                 )
         return [Path(name) for name in given]
-    own = [Path("runs") / name for name in RUNS]
-    if trained := [str(run) for run in own if run.is_dir()]:
-        print(f"voice: {', '.join(trained)} in place of what comes with mm_llama", file=sys.stderr)
-    return [run if run.is_dir() else SHIPPED / run.name for run in own]
+    found, trained = [], []
+    for part, stages in PARTS.items():
+        runs = [run for run in (Path("runs") / stage for stage in stages) if run.is_dir()]
+        trained += runs[:1]
+        found += runs[:1] or [SHIPPED / part]
+    if trained:
+        names = ", ".join(map(str, trained))
+        print(f"voice: {names} in place of what comes with mm_llama", file=sys.stderr)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

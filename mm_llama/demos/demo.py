@@ -88,12 +88,11 @@ def _run(args: argparse.Namespace, command: str) -> None:
     demo.clips(video, args.questions)
     speech.listen(demo, heard[-1], data, _say)
     speech.ask_aloud(demo, run, heard[-1], args.questions, _say)
-    spoken = voice.train(demo, args.full, args.overrides)
+    trained, spoken = voice.train(demo, args.full, args.overrides)
     voice.speak(demo, run, heard[-1], spoken, _say)
     demo.proof([run, video, heard[-1]], args.mmlu)
     demo.photos(run)
     demo.real_clips(video)
-    trained = [part for part in spoken if part.parent == out]
     page = demo.report([*runs, video, *heard, *trained], command)
     demo.farewell(run, video, heard[-1], page)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_llama.cli.say import SHIPPED
+from mm_llama.demos.stage_folders import adapter_id
 
 if TYPE_CHECKING:
     from mm_llama.demos.demo import Demo
@@ -17,12 +18,23 @@ if TYPE_CHECKING:
 
 # Stage: its experiment. The sound is made by what comes with mm_llama, unless all of the voice is trained.
 SHORT = {"tts_normalization": "demo_normalization", "tts_prosody": "demo_prosody"}
-FULL = ("tts_normalization", "tts_prosody", "tts_acoustic", "tts_vocoder")
+# All of it: stages in their order, each with the parts that it goes on from and the stages that trained those.
+FULL: dict[str, dict[str, str]] = {
+    "tts_normalization": {},
+    "tts_prosody": {},
+    "tts_acoustic": {},
+    "tts_tolerant": {"tts_acoustic": "tts_acoustic"},
+    "tts_vocoder": {},
+    "tts_matched": {"tts_vocoder": "tts_vocoder", "tts_acoustic": "tts_tolerant"},
+}
+SPOKEN_WITH = ("tts_normalization", "tts_prosody", "tts_tolerant", "tts_matched")
 NAMES = {
     "tts_normalization": "texts, voice, first stage: how what is written is read",
     "tts_prosody": "sentences, voice, second stage: how phones are said",
     "tts_acoustic": "voice, third stage: phones to log-mels",
-    "tts_vocoder": "voice, fourth stage: log-mels to sound",
+    "tts_tolerant": "voice, fourth stage: the same with prosody a little wrong",
+    "tts_vocoder": "voice, fifth stage: log-mels to sound",
+    "tts_matched": "voice, sixth stage: log-mels as they are predicted",
     "speak": "answers spoken and heard again",
 }
 WRITTEN = "Dr. Smith paid $12.50 on 3/4, and the 2nd train left at 3:05 pm."
@@ -30,22 +42,23 @@ QUESTION = "What do bees do in winter?"
 TOKENS = 48
 
 
-def train(demo: Demo, full: bool, overrides: list[str]) -> list[Path]:
-    """Train the stages, or find them trained; return the parts of the voice, those that are shipped among them."""
-    found = []
-    for stage in FULL:
-        if full:
-            found.append(demo.train(stage, "none", [f"stage={stage}", *overrides]))
-        elif stage in SHORT:
-            found.append(demo.train(stage, SHORT[stage], overrides))
-        else:
-            found.append(SHIPPED / stage)
-    return found
+def train(demo: Demo, full: bool, overrides: list[str]) -> tuple[list[Path], list[Path]]:
+    """Train the stages, or find them trained; return their runs, and the parts to speak with, shipped or trained."""
+    if not full:
+        short = [demo.train(stage, experiment, overrides) for stage, experiment in SHORT.items()]
+        return short, [*short, SHIPPED / "tts_acoustic", SHIPPED / "tts_vocoder"]
+    runs: dict[str, Path] = {}
+    for stage, starts in FULL.items():
+        init = [f"stage.init.{part}={runs[start]}" for part, start in starts.items()]
+        after = next((runs[start] for start in starts.values()), None)
+        runs[stage] = demo.train(stage, "none", [f"stage={stage}", *init, *overrides], after=after)
+    return list(runs.values()), [runs[stage] for stage in SPOKEN_WITH]
 
 
 def speak(demo: Demo, image: Path, speech: Path, voice: list[Path], say: Callable[[str], None]) -> None:
     """Answer a question asked aloud about a picture, and one in writing, and read a text: all spoken, heard again."""
-    if demo._done("speak", voice[1], str(voice[-1].parent)):
+    heard_by = ":".join(adapter_id(part) for part in (image, speech, *voice))
+    if demo._done("speak", voice[1], heard_by):
         return
     import torch
 
@@ -102,9 +115,7 @@ def speak(demo: Demo, image: Path, speech: Path, voice: list[Path], say: Callabl
         demo.out / "voice.json",
         {"utterances": found, "work_a_second": round(work / sound, 3), "parts": parts},
     )
-    demo._keep(
-        "speak", voice[1], time.perf_counter() - began, f"{len(found)} utterances", str(voice[-1].parent)
-    )
+    demo._keep("speak", voice[1], time.perf_counter() - began, f"{len(found)} utterances", heard_by)
 
 
 def _spoken(

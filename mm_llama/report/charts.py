@@ -272,7 +272,7 @@ def ticks(low: float, high: float, num: int) -> list[float]:
     raw = (high - low) / max(num - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.floor(low / step + 1e-10), math.ceil(high / step - 1e-10)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 

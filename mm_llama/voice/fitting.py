@@ -51,7 +51,7 @@ _SIGNS = {
     "PER": "/",
     "MINUS": "-−–",
     "TO": "-−–—:/",
-    PAUSE: "-−–.) ",
+    PAUSE: "-−–.)",
 }
 # The sign that stands before the second part of a number.
 _DIVIDED_BY = {"DENOMINATOR": "/⁄", "MINUTES": ":."}

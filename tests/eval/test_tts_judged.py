@@ -13,18 +13,14 @@ import torch
 
 from encoders.log_mel import LogMel
 from mm_llama.assistant import load
-from mm_llama.build import compose_config
 from mm_llama.cli import main
 from mm_llama.data.sound import open_sound
 from mm_llama.data.text_to_speech import Hibari
-from mm_llama.data.voice_rows import taught_voice
+from mm_llama.data.voice_rows import VoiceRows
 from mm_llama.eval.perceptual import measures
 from mm_llama.eval.tts import evaluate_tts, with_noise
 from mm_llama.eval.whisper import Whisper
-from mm_llama.stage_run import run_stage
 from mm_llama.voice.spectra import mel_cepstral_distortion
-
-SENTENCES = ("They saw the old house again.", "Nobody came to the garden.", "The river was cold that day.")
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +35,9 @@ def test_whisper_writes_down_what_is_said(judge: Whisper, asset_dir: Callable[[s
         judge([torch.zeros(31 * 16_000)])
 
 
-def test_a_voice_is_measured(judge: Whisper, asset_dir: Callable[[str], Path], tmp_path: Path) -> None:
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text(" ".join(SENTENCES))
-    options: dict[str, Any] = {
-        "root": tmp_path / "texts",
-        "engine": asset_dir("hibari_tts"),
-        "out": tmp_path / "out",
-    }
-    source = taught_voice(num_train=2, num_holdout=1, **options)
-    rows = f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {source.path}}}"
-    runs = []
-    for kind in ("acoustic", "vocoder", "prosody"):
-        common = [
-            "core=tiny",
-            f"modality/tts_{kind}=tiny",
-            f"runs={tmp_path}",
-            "dtype=float32",
-            "stage.num_steps=2",
-        ]
-        data = [f"data.train=[{{source: {rows}}}]", "data.eval=[]", "loader.batch_size=2"]
-        runs.append(run_stage(compose_config("train", [f"stage=tts_{kind}", *common, *data])).run_dir)
+def test_a_voice_is_measured(judge: Whisper, tiny_voice: Any, tmp_path: Path) -> None:
+    source = VoiceRows(tiny_voice.rows)
+    runs = [tiny_voice.runs[kind] for kind in ("acoustic", "vocoder", "prosody")]
     model = load("tiny", runs[:2], dtype="float32").model
     mel = LogMel(80, 24_000, 1200, 300, dynamic_range=None)
     result = evaluate_tts(model, source, mel, {"Whisper": judge}, noise=30.0)

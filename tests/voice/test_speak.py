@@ -16,7 +16,6 @@ from mm_llama.assistant import load
 from mm_llama.build import compose_config
 from mm_llama.cli import main
 from mm_llama.data.text_to_speech import Hibari
-from mm_llama.data.voice_rows import taught_voice
 from mm_llama.eval.prosody import paired_p
 from mm_llama.stage_run import run_stage
 from mm_llama.voice.prosody import features_of, owners_of_phones, utterance_of
@@ -26,39 +25,13 @@ from mm_llama.voice.wording import check_script
 TEXT = "The river was cold that day. Nobody came, they said!"
 
 
-@pytest.fixture(scope="module")
-def runs(asset_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The parts of a voice after two steps each: what it says is noise, but it says it."""
-    folder = tmp_path_factory.mktemp("voice")
-    (folder / "texts").mkdir()
-    (folder / "texts" / "a.txt").write_text(
-        "They saw the house again. Nobody came to it. The river was cold."
-    )
-    options: dict[str, Any] = {
-        "root": folder / "texts",
-        "engine": asset_dir("hibari_tts"),
-        "out": folder / "out",
-    }
-    source = taught_voice(num_train=2, num_holdout=1, **options)
-    rows = f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {source.path}}}"
-    found = []
-    for kind in ("prosody", "acoustic", "vocoder"):
-        common = [
-            "core=tiny",
-            f"modality/tts_{kind}=tiny",
-            f"runs={folder}",
-            "dtype=float32",
-            "stage.num_steps=2",
-        ]
-        data = [f"data.train=[{{source: {rows}}}]", f"data.eval=[{rows}]", "loader.batch_size=2"]
-        result = run_stage(compose_config("train", [f"stage=tts_{kind}", *common, *data]))
-        found.append(result.run_dir)
-        if kind == "prosody":
-            assert {"eval.length", "eval.pitch", "eval.power", "eval.voiced"} <= set(result.final)
-    return found
+@pytest.fixture
+def runs(tiny_voice: Any) -> list[Path]:
+    """The parts of a voice, without its normaliser: what is written is said."""
+    return [tiny_voice.runs[kind] for kind in ("prosody", "acoustic", "vocoder")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def speaker(runs: list[Path], asset_dir: Callable[[str], Path]) -> Speaker:
     one = load("tiny", runs, dtype="float32")
     return Speaker(one.model, one.tokenizer, one.chat_format, Hibari(asset_dir("hibari_tts")).phones)
@@ -131,10 +104,10 @@ def test_the_command_writes_a_whole_file_or_none(
 
 
 def test_prosody_is_measured_beside_another_run(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_voice: Any, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = runs[0].parent
-    (rows,) = folder.glob("out/*/train.jsonl")
+    assert {"eval.length", "eval.pitch", "eval.power", "eval.voiced"} <= tiny_voice.prosody
+    folder, rows = tmp_path, tiny_voice.rows
     common = [
         "core=tiny",
         "modality/tts_prosody=tiny",
@@ -238,3 +211,24 @@ def test_an_answer_is_said_and_is_the_same_as_without_a_voice(
     assert (tmp_path / "b.wav").read_bytes() == out.read_bytes()
     assert main(["ask", *common, *voice[:4], "--speak", str(out)]) == 2
     assert "there is no tts_vocoder here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--no-stream"]])
+def test_an_answer_is_whole_where_the_voice_cannot_say_it(
+    form: list[str], runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny core's fortieth byte is of another script, which a voice refuses."""
+    common = ["--core", "tiny", "--dtype", "float32", "--max-new-tokens", "40", "Say something.", *form]
+    assert main(["ask", *common]) == 0
+    plain = capsys.readouterr()
+    gone = tmp_path / "gone.wav"
+    voice = [word for run in runs for word in ("--adapter", str(run))]
+    assert main(["ask", *common, *voice, "--speak", str(gone)]) == 2
+    spoken = capsys.readouterr()
+    assert not gone.exists()
+    assert "is not of its script" in spoken.err
+    if form == ["--json"]:
+        answers = [json.loads(printed.out)["answer"] for printed in (plain, spoken)]
+        assert answers[0] == answers[1] and answers[0]
+    else:
+        assert spoken.out == plain.out and plain.out.strip()

@@ -12,11 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_llama.assistant import Assistant, load
-from mm_llama.build import compose_config
+from mm_llama.core.chat import Message, Text
 from mm_llama.data.text_to_speech import Hibari
-from mm_llama.data.voice_rows import taught_voice
 from mm_llama.spoken import Written
-from mm_llama.stage_run import run_stage
 from mm_llama.voice.predicted import given as given_to
 from mm_llama.voice.predicted import prosody_model_of
 from mm_llama.voice.reading import MOST, SOME, read_aloud, words_of
@@ -31,30 +29,9 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def assistant(asset_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Assistant:
+def assistant(tiny_voice: Any) -> Assistant:
     """The tiny core with every part of a voice, shaken so that each output depends on all that is given."""
-    folder = tmp_path_factory.mktemp("streaming")
-    (folder / "texts").mkdir()
-    sentences = "They saw the house again. Nobody came to it. The river was cold."
-    (folder / "texts" / "a.txt").write_text(sentences)
-    source = taught_voice(
-        folder / "texts", asset_dir("hibari_tts"), folder / "out", num_train=2, num_holdout=1
-    )
-    voice = f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {source.path}}}"
-    (folder / "rules.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "Room 12"}], '
-        '"extra": {"labels": {"rules": "PLAIN CARDINAL"}}}\n'
-    )
-    rules = f"{{_target_: mm_llama.data.sources.JsonlChat, path: {folder / 'rules.jsonl'}}}"
-    runs = []
-    for kind in ("normalization", "prosody", "acoustic", "vocoder"):
-        rows = rules if kind == "normalization" else voice
-        options = [
-            f"stage=tts_{kind}", "core=tiny", f"modality/tts_{kind}=tiny", f"runs={folder}", "dtype=float32",
-            "stage.num_steps=1", f"data.train=[{{source: {rows}}}]", "data.eval=[]", "loader.batch_size=2",
-        ]  # fmt: skip
-        runs.append(run_stage(compose_config("train", options)).run_dir)
-    found = load("tiny", runs, dtype="float32")
+    found = load("tiny", list(tiny_voice.runs.values()), dtype="float32")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for modality in found.model.modality.values():
@@ -146,8 +123,6 @@ def test_an_answer_is_spoken_while_it_is_written(assistant: Assistant, speaker: 
     assert sum(len(piece.samples) for piece in pieces) > 0
     # The states are those of the conversation run at once.
     chat = assistant.chat_format
-    from mm_llama.core.chat import Message, Text
-
     prompt = chat.render([Message("user", (Text("Say something."),))], open_assistant=True).tokens
     tokens_1S = torch.tensor([[*prompt, *answer.result.tokens]])
     (layer, _) = speaker.layers
@@ -174,25 +149,23 @@ def test_a_text_read_word_by_word_has_the_tokens_of_the_whole(assistant: Assista
 
 
 def test_a_long_text_is_read_anew_at_the_ends_of_sentences(assistant: Assistant) -> None:
+    """Where the core begins anew, a word has the state of the first word behind the empty question."""
     model, tokenizer, chat = assistant.model, assistant.tokenizer, assistant.chat_format
-    sentence, unended = "They saw it. ", "and so on "
-
-    def states(text: str) -> list[Written]:
-        return list(read_aloud(model, tokenizer, chat, [text], [1]))
-
-    for text in (sentence, unended):
-        per = len(tokenizer.encode(" " + text.strip()))
-        tokens = states(text * (2 * MOST // per))
-        first = states(" ".join(text.split()))[0].states[1]
-        again = [
+    prefix = chat.render([Message("user", (Text(""),))], open_assistant=True).tokens
+    for unit, least, most in (("They saw it. ", SOME, SOME + 20), ("and so on ", MOST - 20, MOST)):
+        ids = tokenizer.encode(" " + unit.strip())
+        tokens = list(read_aloud(model, tokenizer, chat, [unit * (2 * MOST // len(ids))], [1]))
+        first = ids[0]
+        with torch.inference_mode():
+            fresh_1SD = model.core.run(model.core.embedding(torch.tensor([[*prefix, first]])), stop=1)
+        anew = [
             place
             for place, token in enumerate(tokens)
-            if place and token.data.strip() == tokens[0].data.strip() and place >= SOME
+            if place
+            and token.data == tokenizer.token_bytes(first)
+            and torch.allclose(token.states[1], fresh_1SD[0, -1], rtol=1e-4, atol=1e-4)
         ]
-        # Where the core begins anew, the state is nearly that of the first word, but for the space before it.
-        near = min(float((tokens[place].states[1] - first).abs().max()) for place in again)
-        assert near < float(first.abs().max())
-        assert len(tokens) > MOST
+        assert least <= anew[0] <= most, (unit, anew)
 
 
 @given(st.text(alphabet="ab 1.,!?;:\"'-\n\té€", max_size=700), st.integers(1, 9))
