@@ -26,7 +26,7 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.dtypes import choose_dtype, dtype_name
 from mm_llama.modality import CrossAttended
 from mm_llama.model import Modality, MultimodalLlama
-from mm_llama.paths import cache_dir, conf_dir
+from mm_llama.paths import cache_dir, conf_dir, voices_dir
 from mm_llama.released.detect import is_vision
 from mm_llama.run_parts import modalities_of_runs
 from mm_llama.splice import Spliced
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 # What a `_target_` may name. Hydra's own blocklist lets loaders of pickles through; an allowlist does not.
 TARGETS = ("encoders.", "adapters.", "mm_llama.", "torch.nn.", "torch.optim.", "timm.create_model")
+
+
+# In a config: ${shipped:english/tts_prosody}, the folder of a voice that is shipped.
+OmegaConf.register_new_resolver("shipped", lambda name: str(voices_dir() / name), replace=True)
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

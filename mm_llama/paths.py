@@ -18,6 +18,11 @@ def conf_dir() -> Path:
     )
 
 
+def voices_dir() -> Path:
+    """Return the folder of the voices that are shipped; the README.md of each says what made it."""
+    return _PACKAGE / "voices"
+
+
 def cache_dir() -> Path:
     """Return the cache root: MM_LLAMA_CACHE, default ~/.cache/mm_llama."""
     return Path(os.environ.get("MM_LLAMA_CACHE") or Path.home() / ".cache" / "mm_llama").expanduser()

@@ -56,7 +56,7 @@ LIBRARIES: dict[str, set[str]] = {
     "mm_llama.modality": {"torch"},
     "mm_llama.splice": {"torch"},
     "mm_llama.spoken": {"torch"},
-    "mm_llama.voice": {"torch", "num2words", "soundfile"},
+    "mm_llama.voice": {"torch", "torchaudio", "num2words", "soundfile", "librosa", "numpy"},
     "mm_llama.model": {"torch"},
     "mm_llama.prefixes": {"torch"},
 }

@@ -182,7 +182,7 @@ def test_a_stage_without_a_normaliser_and_a_model_without_one(texts: Path) -> No
         run(*tiny(texts, f"{NORMALIZER}.num_rules=5"))
 
 
-@pytest.mark.parametrize("kind", ["tts_prosody", "tts_acoustic", "tts_vocoder"])
+@pytest.mark.parametrize("kind", ["tts_prosody", "tts_acoustic", "tts_vocoder", "tts_aligner"])
 def test_every_part_of_a_voice_builds_and_learns_from_one_step(kind: str) -> None:
     """Each published size: built beside its core's numbers, it takes a step on one utterance."""
     for name in choices(f"modality/{kind}"):
@@ -198,6 +198,8 @@ def test_every_part_of_a_voice_builds_and_learns_from_one_step(kind: str) -> Non
             (found,) = adapter([phones], [torch.zeros(7, 4)], [states], [owners])
         elif kind == "tts_acoustic":
             (found,) = adapter([(phones, torch.full((7,), 3), torch.zeros(7, 3))])
+        elif kind == "tts_aligner":
+            (found,) = adapter([adapter.features(torch.randn(4000))])
         else:
             (found,) = adapter([torch.rand(9, 80)])
         found.square().mean().backward()

@@ -64,6 +64,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "whisper-normalizer": "whisper_normalizer",
         "ctranslate2": "ctranslate2",
     },
+    "recordings": {"librosa": "librosa"},
     "perceptual": {"pesq": "pesq", "pystoi": "pystoi"},
     "serve": {
         "fastapi": "fastapi",

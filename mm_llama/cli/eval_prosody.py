@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mm_llama.cli.eval_tts import RECIPE, log_mel, source_of
+from mm_llama.cli.eval_tts import add_data, log_mel, source_of
 
 
 def add_parser(tasks: Any) -> argparse.ArgumentParser:
@@ -15,12 +15,7 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
         "prosody",
         help="how long, high and loud phones are predicted to be: errors, and a paired test of two runs",
     )
-    task.add_argument(
-        "--data", default=RECIPE, help=f"{RECIPE}, or a JSONL file of a voice (default: %(default)s)"
-    )
-    task.add_argument(
-        "--split", default="holdout", help="of the recipe: holdout or train (default: %(default)s)"
-    )
+    add_data(task)
     task.add_argument("--beside", type=Path, metavar="RUN", help="a second prosody run, to be compared with")
     return task
 
@@ -33,7 +28,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     from mm_llama.eval.prosody import compared, evaluate_prosody, table_of
     from mm_llama.eval.vqa_result import write_text
 
-    source, mel = source_of(args.data, args.split), log_mel(model)
+    source, mel = source_of(args.data, args.split, args.aligner), log_mel(model)
     rest: dict[str, Any] = {"limit": args.limit, "progress": progress}
     results = [(str(args.adapter[-1]), evaluate_prosody(model, tokenizer, chat, source, mel, **rest))]
     if args.beside:

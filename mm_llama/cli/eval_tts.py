@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mm_llama.data.sources import Source
 
-RECIPE = "taught_voice"
+RECIPE, RECORDED = "taught_voice", "recorded_voice"
 LOG_MEL = {"_target_": "encoders.log_mel.LogMel"}
 
 
@@ -19,12 +19,7 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
         "tts",
         help="a voice: words that recognisers hear wrong, clean and in noise, spectra, speed; a page of pairs",
     )
-    task.add_argument(
-        "--data", default=RECIPE, help=f"{RECIPE}, or a JSONL file of a voice (default: %(default)s)"
-    )
-    task.add_argument(
-        "--split", default="holdout", help="of the recipe: holdout or train (default: %(default)s)"
-    )
+    add_data(task)
     task.add_argument(
         "--noise",
         type=float,
@@ -58,6 +53,27 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
     return task
 
 
+def add_data(task: argparse.ArgumentParser) -> None:
+    """Add which recordings of a voice are evaluated."""
+    task.add_argument(
+        "--data",
+        default=RECIPE,
+        help=f"{RECIPE}, {RECORDED}, or a JSONL file of a voice (default: %(default)s)",
+    )
+    task.add_argument(
+        "--aligner",
+        type=Path,
+        default=Path("runs/tts_aligner"),
+        metavar="RUN",
+        help=f"of --data {RECORDED}: the run that aligned it (default: %(default)s)",
+    )
+    task.add_argument(
+        "--split",
+        default="holdout",
+        help=f"of the recipe: holdout or train, or test of {RECORDED} (default: %(default)s)",
+    )
+
+
 def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progress: Any) -> dict[str, Any]:
     """Speak, listen, print, write; returns the numbers."""
     from mm_llama.assets import asset
@@ -88,7 +104,7 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     mel = log_mel(model)
     result = evaluate_tts(
         model,
-        source_of(args.data, args.split),
+        source_of(args.data, args.split, args.aligner),
         mel,
         judges,
         speaker=speaker_of(assistant) if whole else None,
@@ -155,14 +171,19 @@ def log_mel(model: Any) -> Any:
     return build(LOG_MEL | sizes | {"dynamic_range": None})
 
 
-def source_of(data: str, split: str) -> Source:
+def source_of(data: str, split: str, aligner: Path) -> Source:
     """Return the rows that `--data` names: the recipe's split, or those of a file."""
     from mm_llama.data.voice_rows import VoiceRows, taught_voice
 
-    if data != RECIPE:
+    if data not in (RECIPE, RECORDED):
         return VoiceRows(data)
     from mm_llama.assets import asset
     from mm_llama.paths import cache_dir
 
+    if data == RECORDED:
+        from mm_llama.recorded_rows import recorded_voice
+
+        prompts = asset("asterisk_wideband"), asset("asterisk_texts")
+        return recorded_voice(*prompts, asset("hibari_tts"), aligner, cache_dir() / "data" / RECORDED, split)
     roots = [asset("llamafactory_data"), asset("moby_dick")]
     return taught_voice(roots, asset("hibari_tts"), cache_dir() / "data" / RECIPE, split)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_llama.paths import voices_dir
 from mm_llama.voice import check_factor
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ PARTS = {
     "tts_vocoder": ("tts_matched", "tts_vocoder"),
 }
 NORMALIZER = "tts_normalization"
-SHIPPED = Path(__file__).parent.parent / "voices" / "english"  # its README.md says what made it
+SHIPPED = voices_dir() / "english"
 EXAMPLES = """examples:
   mm-llama say 'Dr. Smith paid $12.50 on 3/4.' -o out.wav
   mm-llama say - -o out.wav < story.txt

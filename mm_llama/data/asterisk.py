@@ -1,6 +1,7 @@
 """The voice prompts of the Asterisk telephone exchange, with their texts: one speaker, 8 kHz, CC-BY-SA-3.0.
 
-Debian packages `asterisk-core-sounds-en-wav` (recordings) and `asterisk-core-sounds-en` (texts). No text stands on both
+Debian packages `asterisk-core-sounds-en-wav` (recordings), `-en-g722` (the same at 16 kHz) and
+`asterisk-core-sounds-en` (texts). No text stands on both
 sides of a split.
 """
 
@@ -19,6 +20,7 @@ TEST_WORDS = 3  # a test prompt has at least so many
 SECONDS = (0.3, 29.0)  # tones and slips of the tape are shorter; Whisper reaches 30
 LETTERS_A_SECOND = 30  # nobody speaks faster: the text is not of this recording
 VERSION = 2
+FORMS = (".wav", ".g722")  # 8 kHz and 16 kHz
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def read_prompts(sounds: str | Path, texts: str | Path) -> list[Prompt]:
     Raises FileNotFoundError when either folder does not hold its package.
     """
     listed = next(Path(texts).rglob("core-sounds-en.txt*"), None)
-    files = {path.stem: path for path in sorted(Path(sounds).rglob("*.wav"))}
+    files = {path.stem: path for path in sorted(Path(sounds).rglob("*")) if path.suffix in FORMS}
     if listed is None or not files:
         raise FileNotFoundError(
             f"{texts if listed is None else sounds} holds no Asterisk prompts; mm-llama assets fetch asterisk_texts "
@@ -61,7 +63,7 @@ def write_jsonl(sounds: str | Path, texts: str | Path, out_dir: str | Path) -> d
         kept = [
             (prompt, sound)
             for prompt in read_prompts(sounds, texts)
-            if _fits(prompt.text, sound := open_sound(prompt.sound))
+            if fits(prompt.text, sound := open_sound(prompt.sound))
         ]
         split = split_texts(
             [plain(prompt.text) for prompt, _ in kept],
@@ -81,7 +83,7 @@ def write_jsonl(sounds: str | Path, texts: str | Path, out_dir: str | Path) -> d
     return {name: folder / f"{name}.jsonl" for name in SPLITS}
 
 
-def _fits(text: str, sound: Sound) -> bool:
+def fits(text: str, sound: Sound) -> bool:
     """Say whether a recording is neither silent nor too short or too long for its text."""
     whole = SECONDS[0] <= sound.seconds <= SECONDS[1] and not sound.silent
     return whole and len(text) <= LETTERS_A_SECOND * sound.seconds

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from mm_llama.data.decode import kind_of
 from mm_llama.data.files import Wanted, digest_of, opened
-from mm_llama.data.sound_av import DEMUXERS, EXPECTED, MAX_CHANNELS, RATES, Recording, check_finite, check_wav
+from mm_llama.data.sound_av import (
+    DEMUXERS,
+    EXPECTED,
+    HEADERLESS,
+    MAX_CHANNELS,
+    RATES,
+    Recording,
+    check_finite,
+    check_wav,
+)
 from mm_llama.data.video import HEAD_BYTES, container_of
 from mm_llama.data.video_limits import Budget, ClipError, Limits, named
 
@@ -172,7 +181,9 @@ def _reader(
     """Yield (what the file is, its samples at `rate` in blocks)."""
     with opened(source, _SOUND, max_bytes) as (name, file), named(name):
         head = file.read(HEAD_BYTES)
-        container = container_of(head) or kind_of(head) or "no known format"
+        container = (
+            container_of(head) or kind_of(head) or HEADERLESS.get(Path(name).suffix, "no known format")
+        )
         if container not in DEMUXERS:
             raise ValueError(f"{name} holds {container}; {EXPECTED}")
         budget = Budget(Limits(max_seconds=max_seconds, max_wall_seconds=max_wall_seconds))

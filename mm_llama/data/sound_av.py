@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 MAX_CHANNELS = 16
 RATES = (2_000, 768_000)  # lowest and highest that a file may claim
-EXPECTED = "expected WAV, FLAC, Ogg, Opus, MP3, AAC, M4A or a clip with sound"
+EXPECTED = "expected WAV, FLAC, Ogg, Opus, MP3, AAC, M4A, G.722 or a clip with sound"
 # What a file begins like -> FFmpeg's demuxer. It is forced: nothing is guessed from the bytes.
 DEMUXERS = {
     "WAV": "wav", "FLAC": "flac", "Ogg": "ogg", "MP3": "mp3", "AAC": "aac",
-    "mp4": "mov", "matroska": "matroska", "avi": "avi",
+    "mp4": "mov", "matroska": "matroska", "avi": "avi", "G.722": "g722",
 }  # fmt: skip
-_WHITELIST = "wav,flac,ogg,mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+# What has no header to be known by, by the end of a file's name: any bytes of it are sound.
+HEADERLESS = {".g722": "G.722"}
+_WHITELIST = "wav,flac,ogg,mp3,aac,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,g722"
 _CODECS = (
     "flac", "vorbis", "opus", "libopus", "mp3", "mp3float", "mp2", "mp2float", "aac", "alac", "ac3", "eac3",
-    "adpcm_ima_wav", "adpcm_ms", "adpcm_ima_qt", "wavpack", "gsm_ms",
+    "adpcm_ima_wav", "adpcm_ms", "adpcm_ima_qt", "wavpack", "gsm_ms", "g722",
 )  # fmt: skip
 # Containers whose headers state a length that can be held against what comes out.
 _STATED = ("WAV", "FLAC", "mp4", "matroska", "avi")

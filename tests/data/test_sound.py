@@ -90,6 +90,20 @@ def test_every_format_gives_the_same_tone(container: str, codec: str, found: str
     assert not sound.silent
 
 
+def test_a_recording_without_a_header_is_known_by_its_name(tmp_path: Path) -> None:
+    """G.722 has none: its bytes alone are of no known format."""
+    data = encoded("g722", "g722", rate=16_000, channels=1)
+    (tmp_path / "prompt.g722").write_bytes(data)
+    sound = open_sound(tmp_path / "prompt.g722")
+    assert (sound.container, sound.channels, sound.source_rate) == ("G.722", 1, 16_000)
+    assert sound.seconds == pytest.approx(2.0, abs=0.06)
+    assert level_of_tone(sound) == pytest.approx(0.5, rel=0.1)
+    (tmp_path / "prompt.wav").write_bytes(data)
+    for source in (data, tmp_path / "prompt.wav"):
+        with pytest.raises(ValueError, match="holds no known format"):
+            open_sound(source)
+
+
 def test_samples_of_a_wav_are_what_was_written() -> None:
     values = np.random.default_rng(0).integers(-32768, 32768, (5000, 2)).astype("<i2")
     data = io.BytesIO()
