@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mm_llama.data.asterisk import NUM_HOLDOUT, NUM_TEST, TEST_WORDS, Prompt, fits, read_prompts
 from mm_llama.data.folders import make_folder
@@ -43,11 +42,13 @@ def recorded_voice(
     out: str | Path,
     split: str = "train",
     limit: int = 0,
+    least_fit: float = LEAST_FIT,
 ) -> VoiceRows:
     """Return one split (train, holdout, test) of the Asterisk prompts below `root`, aligned by a run of `tts_aligner`.
 
-    `limit` prompts of them alone, 0 for all. No text stands on both sides of a split. Raises ValueError for another
-    split, and where the run is missing or holds no aligner; FileNotFoundError without the prompts.
+    `limit` prompts of them alone, 0 for all; what fits its text less than `least_fit` is left out. No text stands on
+    both sides of a split. Raises ValueError for another split, where the run is missing or holds no aligner, and where
+    it finds too few texts in their recordings; FileNotFoundError without the prompts.
     """
     from mm_llama.stages.checkpoint import find_checkpoint, read_state
 
@@ -56,17 +57,18 @@ def recorded_voice(
             f"there is no aligner at {aligner} (data.*.aligner): mm-llama train stage=tts_aligner, then name its run"
         )
     digest = read_state(find_checkpoint(aligner))["lineage"][-1]["adapter"]
-    sounds = "+".join(sorted({path.suffix for path in Path(root).rglob("*") if path.is_file()}))
-    folder = _folder(out, repr([VERSION, digest, sounds, limit]))
+    names = [Path(one).name for one in (root, texts, engine)]
+    made = {"version": VERSION, "aligner": digest, "of": names, "limit": limit, "least_fit": least_fit}
+    folder = _folder(out, repr(made))
     path = _split({name: folder / f"{name}.jsonl" for name in SPLITS}, split, "a recorded voice")
     if not path.is_file():
         prompts = read_prompts(root, texts)
-        made = {"version": VERSION, "aligner": digest, "sounds": sounds, "limit": limit}
+        tools = Hibari(engine), load_aligner(aligner)
         make_folder(
             folder,
             "recorded_voice",
             made,
-            lambda part: _fill(part, prompts[: limit or None], Hibari(engine), load_aligner(aligner)),
+            lambda part: _fill(part, prompts[: limit or None], *tools, least_fit),
         )
     return VoiceRows(path)
 
@@ -91,7 +93,7 @@ def load_aligner(run: str | Path) -> Any:
     return adapter.requires_grad_(False).eval()
 
 
-def _fill(folder: Path, prompts: list[Prompt], engine: Hibari, aligner: Any) -> None:
+def _fill(folder: Path, prompts: list[Prompt], engine: Hibari, aligner: Any, least_fit: float) -> None:
     kept = [
         (prompt, sound)
         for prompt in prompts
@@ -107,7 +109,7 @@ def _fill(folder: Path, prompts: list[Prompt], engine: Hibari, aligner: Any) -> 
     rows: dict[str, list[dict[str, object]]] = {name: [] for name in SPLITS}
     dropped, told = 0, time.monotonic()
     for number, (prompt, sound) in enumerate(kept, start=1):
-        row = _aligned(folder, prompt, sound, engine.phones, aligner)
+        row = _aligned(folder, prompt, sound, engine.phones, aligner, least_fit)
         if row is None:
             dropped += 1
         else:
@@ -115,11 +117,21 @@ def _fill(folder: Path, prompts: list[Prompt], engine: Hibari, aligner: Any) -> 
         if number == len(kept) or time.monotonic() - told > 5:
             told = time.monotonic()
             print(f"aligned {number:,}/{len(kept):,}, {dropped:,} said something else", file=sys.stderr)
+    if empty := [name for name, found in rows.items() if not found]:
+        raise ValueError(
+            f"{dropped:,} of {len(kept):,} prompts fit their texts less than least_fit={least_fit}, and none is left "
+            f"for {empty[0]}: train the aligner longer, or give a lower least_fit or a higher limit"
+        )
     write_rows(folder, rows)
 
 
 def _aligned(
-    folder: Path, prompt: Prompt, sound: Sound, phones_of: Callable[[str], str], aligner: Any
+    folder: Path,
+    prompt: Prompt,
+    sound: Sound,
+    phones_of: Callable[[str], str],
+    aligner: Any,
+    least_fit: float,
 ) -> dict[str, object] | None:
     phones = spoken(phones_of(prompt.text)).strip()
     if not phones:
@@ -134,10 +146,9 @@ def _aligned(
         frames_P, fit = align(logs_FN[:count], phones_P)
     except ValueError:
         return None  # more phones than frames
-    if fit < LEAST_FIT:
+    if fit < least_fit:
         return None
-    hz_F = pitch(sound.samples, sound.rate, aligner.hop)
-    f0 = [round(hz) for hz in _whole(hz_F, count)]
+    f0 = pitch(sound.samples, sound.rate, aligner.hop)[:count].round().int().tolist()
     name = f"clips/{prompt.name.replace('/', '_')}.flac"
     seconds = write_flac(folder / name, Sound(wide.samples[: count * HOP], RATE), RATE)
     labels = {"phones": phones, "frames": frames_P.tolist(), "f0": f0, "audio": name}
@@ -145,8 +156,3 @@ def _aligned(
         "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": prompt.text}],
         "extra": {"labels": labels, "seconds": round(seconds, 3), "id": prompt.name, "fit": round(fit, 3)},
     }
-
-
-def _whole(hz_F: Tensor, count: int) -> Iterator[float]:
-    for place in range(count):
-        yield float(hz_F[place]) if place < len(hz_F) else 0.0

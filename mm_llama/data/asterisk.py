@@ -1,8 +1,7 @@
-"""The voice prompts of the Asterisk telephone exchange, with their texts: one speaker, 8 kHz, CC-BY-SA-3.0.
+"""The voice prompts of the Asterisk telephone exchange, with their texts: one speaker, CC-BY-SA-3.0.
 
-Debian packages `asterisk-core-sounds-en-wav` (recordings), `-en-g722` (the same at 16 kHz) and
-`asterisk-core-sounds-en` (texts). No text stands on both
-sides of a split.
+Debian packages `asterisk-core-sounds-en-wav` (recordings, 8 kHz), `asterisk-core-sounds-en-g722` (the same, 16 kHz) and
+`asterisk-core-sounds-en` (texts). No text stands on both sides of a split.
 """
 
 from __future__ import annotations

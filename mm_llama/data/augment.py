@@ -1,6 +1,6 @@
 """What is done to recordings so that a model hears more than there are: other speeds, noise beneath, parts hidden.
 
-Everything is drawn from a generator that is given, so that a step can be repeated.
+Everything is drawn from a generator that is given, or from torch's own, so that a step can be repeated.
 
 Shapes: B recordings, T samples, A mel frames, n mels.
 """
@@ -28,10 +28,11 @@ def change_speed(samples_T: Tensor, factor: float) -> Tensor:
     return torch.from_numpy(made)
 
 
-def mix(samples_T: Tensor, noise_T: Tensor, snr_db: float, *, generator: torch.Generator) -> Tensor:
+def mix(samples_T: Tensor, noise_T: Tensor, snr_db: float, *, generator: torch.Generator | None) -> Tensor:
     """Return the recording with noise beneath it, `snr_db` decibels softer by mean power, float32[T].
 
-    A noise that is longer is cut at a place that is drawn, a shorter one repeated. Where either is silent there is
+    A noise that is longer is cut at a place that is drawn (from `generator`, or torch's own where it is None), a
+    shorter one repeated. Where either is silent there is
     no such ratio, and the recording comes back as it was.
     """
     T, N = len(samples_T), len(noise_T)

@@ -6,13 +6,14 @@ Shapes: F frames, n mels, P phones, T samples.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mm_llama.batch import Batch
-from mm_llama.data.augment import change_speed
+from mm_llama.data.augment import change_speed, mix, spec_augment
 from mm_llama.data.sound import open_sound
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.steps import StepOutput
@@ -21,6 +22,7 @@ from mm_llama.voice.aligning import align
 from mm_llama.voice.recorded import Recorded, recorded
 
 ALIGNER = "tts_aligner"
+SNR = 10, 50  # dB of white noise beneath what is learned from
 NEAR = 2  # frames: a boundary is found where it is no further off
 
 
@@ -49,22 +51,20 @@ class Aligning:
     def __call__(self, model: MultimodalLlama, batch: Batch) -> StepOutput:
         """Return the cross-entropy, summed over the frames of the pieces."""
         adapter = model.spoken(ALIGNER).adapter
-        mels, truths = [], []
+        device, mels, truths = batch.tokens_BS.device, [], []
         for one in self._recorded(batch):
             owner_F = torch.repeat_interleave(one.phones_P, one.frames_P)
             count = min(self.frames, len(owner_F))
             start = int(torch.randint(0, len(owner_F) - count + 1, ()))
             owner_F = owner_F[start : start + count]
             samples_T = one.samples[start * self.hop : (start + count) * self.hop]
-            mel_Fn = self._varied(adapter, samples_T)
+            mel_Fn = self._varied(adapter, samples_T, device)
             # Changed speed changes the number of frames: each is of the phone that was there.
             places_F = (torch.arange(len(mel_Fn)) + 0.5) * count / len(mel_Fn)
-            mels.append(mel_Fn.to(batch.tokens_BS.device))
-            truths.append(owner_F[places_F.long().clamp_max(count - 1)])
-        losses, right = [], 0.0
-        device, pieces = batch.tokens_BS.device, self._pieces(batch)
+            mels.append(mel_Fn)
+            truths.append(owner_F[places_F.long().clamp_max(count - 1)].to(device))
+        losses, right, pieces = [], 0.0, self._pieces(batch)
         for logs_FN, truth_F, count in zip(adapter(mels), truths, pieces, strict=True):
-            truth_F = truth_F.to(device)
             # Each counts as many frames as it was cut with, whatever its speed was changed to.
             losses.append(F.nll_loss(logs_FN, truth_F) * count)
             right += float((logs_FN.detach().argmax(-1) == truth_F).float().mean()) * count
@@ -84,7 +84,8 @@ class Aligning:
         for batch in batches:
             for one in self._recorded(batch):
                 with torch.inference_mode():
-                    (logs_FN,) = adapter([adapter.features(self._heard(adapter, one.samples))])
+                    heard_T = self._heard(adapter, one.samples).to(batch.tokens_BS.device)
+                    (logs_FN,) = adapter([adapter.features(heard_T)])
                 owner_F = torch.repeat_interleave(one.phones_P, one.frames_P)
                 logs_FN = logs_FN[: len(owner_F)].cpu()
                 right += int((logs_FN.argmax(-1) == owner_F[: len(logs_FN)]).sum())
@@ -102,21 +103,17 @@ class Aligning:
         pairs = zip(labels_of(batch), batch.sources, strict=True)
         return [recorded(labels, source, self.rate, self.hop) for labels, source in pairs]
 
-    def _heard(self, adapter: object, samples_T: Tensor) -> Tensor:
-        rate: int = adapter.rate  # type: ignore[attr-defined]
-        return open_sound((samples_T, self.rate), rate=rate).samples.to(samples_T)
+    def _heard(self, adapter: Any, samples_T: Tensor) -> Tensor:
+        return open_sound((samples_T, self.rate), rate=adapter.rate).samples
 
-    def _varied(self, adapter: object, samples_T: Tensor) -> Tensor:
+    def _varied(self, adapter: Any, samples_T: Tensor, device: torch.device) -> Tensor:
         heard_T = change_speed(self._heard(adapter, samples_T), _uniform(*self.speeds))
-        loud = float(heard_T.std())
-        heard_T = heard_T + loud * 10 ** (-_uniform(10, 50) / 20) * torch.randn_like(heard_T)
-        mel_Fn: Tensor = adapter.features(heard_T)  # type: ignore[attr-defined]
-        mels = mel_Fn.shape[1]
-        mel_Fn = mel_Fn + self.slope * torch.randn(()) * torch.linspace(-1, 1, mels)
-        missing = min(mels - 1, int(torch.randint(0, self.band + 1, ())))
-        first = int(torch.randint(0, mels - missing, ()))
-        mel_Fn[:, first : first + missing] = 0
-        return mel_Fn
+        noise_T = torch.randn_like(heard_T)
+        noisy_T = mix(heard_T, noise_T, _uniform(*SNR), generator=None)
+        mel_Fn: Tensor = adapter.features(noisy_T.to(device))
+        tilt_n = torch.linspace(-1, 1, mel_Fn.shape[1], device=device)
+        mel_Fn = mel_Fn + self.slope * float(torch.randn(())) * tilt_n
+        return spec_augment(mel_Fn, generator=None, time_masks=0, mel_masks=1, mel_width=self.band)
 
 
 def _uniform(least: float, most: float) -> float:

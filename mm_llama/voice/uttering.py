@@ -129,12 +129,11 @@ class Sentence:
         longer_p4 = features_p4 + features_p4.new_tensor([math.log(LONGER) * LENGTH_SCALE, 0, 0, 0])
         more = utterance_of(settled, longer_p4, self.rate, self.pitch)
         self._frames.append(more[1])
-        self._waiting = tuple(torch.cat((a.to(device), b)) for a, b in zip(self._waiting, more, strict=True))  # type: ignore[assignment]
+        self._waiting = _joined(self._waiting, more)
         found = [torch.zeros(0)]
         while len(self._waiting[0]) >= self._group() or (last and len(self._waiting[0])):
             size = self._group()
-            part = tuple(one[:size] for one in self._waiting)
-            self._waiting = tuple(one[size:] for one in self._waiting)  # type: ignore[assignment]
+            part, self._waiting = _cut(self._waiting, 0, size), _cut(self._waiting, size, None)
             self._groups += 1
             end = last and not len(self._waiting[0])
             mel_Fn = self.acoustic.more(self._sounding, part, last=end)
@@ -199,3 +198,13 @@ class Sentence:
 def _behind(place: int) -> int:
     """Return how many words behind the one at a place of a sentence its phones may depend on."""
     return EARLY_BEHIND if place < EARLY else BEHIND
+
+
+def _joined(first: Utterance, second: Utterance) -> Utterance:
+    a, b, c = (torch.cat((one.to(other.device), other)) for one, other in zip(first, second, strict=True))
+    return a, b, c
+
+
+def _cut(utterance: Utterance, start: int, stop: int | None) -> Utterance:
+    phones_P, frames_P, prosody_P3 = utterance
+    return phones_P[start:stop], frames_P[start:stop], prosody_P3[start:stop]

@@ -12,6 +12,7 @@ import torch
 from encoders.log_mel import LogMel
 from mm_llama.assets import asset
 from mm_llama.build import compose_config
+from mm_llama.cli.eval_tts import source_of
 from mm_llama.data.sound import Sound, open_sound
 from mm_llama.data.spoken_rows import write_flac, write_rows
 from mm_llama.recorded_rows import load_aligner, recorded_voice
@@ -143,22 +144,16 @@ def test_pitch_of_a_glide_and_of_silence() -> None:
 def test_real_prompts_become_rows_of_a_voice(aligner: Path, tmp_path: Path) -> None:
     """Alignment by a toy is poor, so all fit is let pass; rows are whole all the same."""
     pytest.importorskip("librosa")
-    from mm_llama import recorded_rows as module
-
-    least = module.LEAST_FIT
-    module.LEAST_FIT = -100.0
-    try:
-        common: dict[str, Any] = {
-            "root": asset("asterisk_prompts"),
-            "texts": asset("asterisk_texts"),
-            "engine": asset("hibari_tts"),
-            "aligner": aligner,
-            "out": tmp_path,
-            "limit": 16,
-        }
-        rows = {split: recorded_voice(split=split, **common) for split in ("train", "holdout", "test")}
-    finally:
-        module.LEAST_FIT = least
+    common: dict[str, Any] = {
+        "root": asset("asterisk_wideband"),
+        "texts": asset("asterisk_texts"),
+        "engine": asset("hibari_tts"),
+        "aligner": aligner,
+        "out": tmp_path,
+        "limit": 16,
+        "least_fit": -100.0,
+    }
+    rows = {split: recorded_voice(split=split, **common) for split in ("train", "holdout", "test")}
     texts = [
         json.loads(line)["messages"][1]["content"]
         for part in rows.values()
@@ -178,3 +173,10 @@ def test_real_prompts_become_rows_of_a_voice(aligner: Path, tmp_path: Path) -> N
         recorded_voice(split="dev", **common)
     with pytest.raises(ValueError, match="there is no aligner at .*nowhere.*stage=tts_aligner"):
         recorded_voice(**{**common, "aligner": tmp_path / "nowhere"})
+    # Of this toy's paths none is as good as speech aligned: with the bound nothing is left to learn from.
+    with pytest.raises(
+        ValueError, match=r"16 of 16 prompts fit their texts less than least_fit=0.0, and none"
+    ):
+        recorded_voice(**{**common, "least_fit": 0.0})
+    with pytest.raises(ValueError, match="there is no aligner at .*nowhere.*stage=tts_aligner"):
+        source_of("recorded_voice", "test", tmp_path / "nowhere")

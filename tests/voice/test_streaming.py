@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from mm_llama.assistant import Assistant, load
 from mm_llama.core.chat import Message, Text
 from mm_llama.data.text_to_speech import Hibari
 from mm_llama.spoken import Written
+from mm_llama.voice.phones import numbers
 from mm_llama.voice.predicted import given as given_to
 from mm_llama.voice.predicted import prosody_model_of
+from mm_llama.voice.prosody import LENGTH_SCALE, utterance_of
 from mm_llama.voice.reading import MOST, SOME, read_aloud, words_of
 from mm_llama.voice.speak import Speaker
 from mm_llama.voice.tagging import read, written_rows
+from mm_llama.voice.uttering import LONGER
 from mm_llama.voice.wording import LONGEST, Word, Wording, spoken_signs
 
 TEXT = (
@@ -68,7 +72,7 @@ def test_in_whatever_pieces_a_text_comes_the_samples_are_the_same(speaker: Speak
 
 
 def test_what_streams_is_what_the_parts_give_of_the_whole(speaker: Speaker, assistant: Assistant) -> None:
-    """Rules and prosody of a line as they come, beside those of the whole line run at once."""
+    """Rules, prosody and sound of a line as they come, beside those of the whole line run at once."""
     text = "They saw 12 horses, he said, and nobody came to the old house in time."
     model, tokenizer, chat = assistant.model, assistant.tokenizer, assistant.chat_format
     (said,) = speaker.say(text)
@@ -85,6 +89,13 @@ def test_what_streams_is_what_the_parts_give_of_the_whole(speaker: Speaker, assi
         (features_P4,) = prosody_model_of(model).adapter.predict(asked.phones, asked.states, asked.owners)
     assert said.phones == speaker.phones(plain)
     torch.testing.assert_close(said.features_P4, features_P4, rtol=1e-3, atol=1e-3)
+    longer_P4 = said.features_P4 + torch.tensor([math.log(LONGER) * LENGTH_SCALE, 0, 0, 0])
+    utterance = utterance_of(torch.tensor(numbers(said.phones)), longer_P4)
+    assert torch.equal(said.frames_P, utterance[1])
+    acoustic, vocoder = (model.spoken(f"tts_{part}").adapter for part in ("acoustic", "vocoder"))
+    with torch.inference_mode():
+        (samples_T,) = vocoder(acoustic([utterance]))
+    torch.testing.assert_close(said.samples, samples_T, rtol=1e-3, atol=1e-3 * float(samples_T.abs().max()))
 
 
 def test_nothing_is_written_ahead_of_who_listens(speaker: Speaker) -> None:
