@@ -43,15 +43,18 @@ TARGETS = ("encoders.", "adapters.", "mm_llama.", "torch.nn.", "torch.optim.", "
 OmegaConf.register_new_resolver("shipped", lambda name: str(voices_dir() / name), replace=True)
 
 
-def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose one root config of the package as `mm-llama` would, without starting a job, or inside of one."""
+def compose_config(name: str, overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Compose one root config of the package as `mm-llama` would, without starting a job, or inside of one.
+
+    `with_hydra` keeps the node that says how jobs are started.
+    """
     schema.register()
     state = GlobalHydra.instance()
     outer = state.hydra  # of the job that asks, where a source of its data loads a core of its own
     state.clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(name, overrides=list(overrides))
+            return compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
     finally:
         if outer is not None:
             state = GlobalHydra.instance()

@@ -105,6 +105,17 @@ class LoaderSchema:
 
 
 @dataclass
+class SweepSchema:
+    """How a sweep goes on; no part of what a job computes. `job` is set by the sweep itself."""
+
+    retry: bool = False
+    code: str = "same"
+    trials: int = 0
+    seed: int = 0
+    job: str = ""
+
+
+@dataclass
 class TrainSchema:
     """The root of `mm-llama train`."""
 
@@ -120,6 +131,7 @@ class TrainSchema:
     stage: StageSchema = field(default_factory=StageSchema)
     optim: OptimSchema = field(default_factory=OptimSchema)
     loader: LoaderSchema = field(default_factory=LoaderSchema)
+    sweep: SweepSchema = field(default_factory=SweepSchema)
 
 
 def register() -> None:

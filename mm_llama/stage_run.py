@@ -57,7 +57,8 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     `run_dir` defaults to the config's `runs`/`name`; in a sweep every job has a folder of its own.
     """
     config = resolve(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)))
-    config.pop("hydra", None)
+    for key in ("hydra", "sweep"):  # about how jobs are started, not what they compute
+        config.pop(key, None)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     choose_dtype(config["dtype"], config["device"])  # a wrong name ends here, before anything is read

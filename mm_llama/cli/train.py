@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 import sys
@@ -12,7 +11,9 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,39 +37,45 @@ def main(argv: list[str]) -> int:
         print(_HELP + _groups())
         return 0
     schema.register()
-    _check(argv)
+    cfg, folders = _check(argv)
+    shows = any(arg.split("=")[0] in ("--cfg", "-c", "--info", "-i", "--hydra-help") for arg in argv)
+    multirun = any(arg in ("-m", "--multirun") for arg in argv) or cfg.hydra.mode == RunMode.MULTIRUN
+    try:
+        if multirun and not shows:
+            from mm_llama.sweeps.sweep import run_sweep
+
+            return run_sweep([*(arg for arg in argv if _is_override(arg)), *_searched(folders)])
+        return _run(argv)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error)) from error
+
+
+def _run(argv: list[str]) -> int:
+    """Run one stage, or show its config, as Hydra's own command line."""
     codes: list[int] = []
     errors: list[Exception] = []
 
     @hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")
-    def job(cfg: DictConfig) -> Any:
+    def job(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         from mm_llama.stage_run import run_stage
 
         try:
             result = run_stage(cfg, run_dir=HydraConfig.get().runtime.output_dir)
-        except (ValueError, OSError) as error:
-            # Of a sweep the other jobs still run; the failed ones are told at the end.
+        except (ValueError, OSError) as error:  # told in our words, not with Hydra's trace
             if os.environ.get("MM_LLAMA_DEBUG"):
                 raise
             errors.append(error)
-            return math.inf
-        codes.append(result.exit_code)
-        return result.objective
+        else:
+            codes.append(result.exit_code)
 
     before = sys.argv
     sys.argv = ["mm-llama train", *_flags_first(argv)]
     try:
         job()
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).splitlines()[0]) from error
     finally:
         sys.argv = before
-    if errors and codes:
-        for failed in errors:
-            print(f"error: {failed}", file=sys.stderr)
-        return 1
     if errors:
         raise errors[0]
     return max(codes, default=0)
@@ -85,9 +92,22 @@ def _flags_first(argv: list[str]) -> list[str]:
     return [*flags, *overrides]
 
 
-def _check(argv: list[str]) -> None:
-    """Compose once without running, so that mistakes are told in our words; of a sweep, its first choices."""
-    overrides = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
+def _is_override(arg: str) -> bool:
+    return "=" in arg and not arg.startswith("-")
+
+
+def _searched(folders: list[str]) -> list[str]:
+    """Return the override that finds configs in more folders."""
+    places = ",".join("file://" + str(Path(folder).resolve()) for folder in folders)
+    return [f"hydra.searchpath=[{places}]"] if folders else []
+
+
+def _check(argv: list[str]) -> tuple[DictConfig, list[str]]:
+    """Compose once without running, so that mistakes are told in our words; of a sweep, its first choices.
+
+    Returns the config, Hydra's part included, and the folders that the command adds to be searched.
+    """
+    overrides = [arg for arg in argv if _is_override(arg)]
     flags = [arg for arg in argv if arg.startswith("-")]
     folders = [str(Path(argv[i + 1])) for i, arg in enumerate(argv[:-1]) if arg in ("--config-dir", "-cd")]
     if any(flag.startswith("--config-dir=") for flag in flags):
@@ -99,12 +119,12 @@ def _check(argv: list[str]) -> None:
     single = []
     for override in parsed:
         if override.is_sweep_override():
-            first = next(iter(override.sweep_string_iterator()))
+            value = override.value()
+            first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
             single.append(f"{override.get_key_element()}={first}")
         else:
             single.append(str(override.input_line))
-    if any(override.startswith("experiment=") or "=" in override for override in single) and folders:
-        single.append(f"hydra.searchpath=[{','.join('file://' + str(Path(f).resolve()) for f in folders)}]")
+    single += _searched(folders)
     if not any(re.match(r"\+?stage=", override) for override in single):
         chosen = [override for override in single if re.match(r"\+?(experiment|sweep)=", override)]
         if not chosen:
@@ -114,10 +134,9 @@ def _check(argv: list[str]) -> None:
     from mm_llama.build import compose_config
 
     try:
-        cfg = compose_config("train", single)
+        return compose_config("train", single, with_hydra=True), folders
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error)) from error
-    del cfg
 
 
 def _explain(error: Exception) -> str:
