@@ -73,7 +73,9 @@ def other_core(folder: Path) -> Path:
 
 @pytest.fixture
 def jobs(folder: Path) -> list[Path]:
-    return [folder / "runs" / SWEEP / str(number) for number in range(len(RATES))]
+    """The jobs of the sweep in the order of RATES."""
+    sweep = folder / "runs" / SWEEP
+    return [next(sweep.glob(f"lr-{float(rate):g}_*")) for rate in RATES]
 
 
 def tensors_of(run: Path) -> dict[str, Tensor]:

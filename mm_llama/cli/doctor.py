@@ -41,6 +41,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "pillow": "PIL",
         "rich": "rich",
         "gguf": "gguf",
+        "filelock": "filelock",
     },
     "train": {"tensorboard": "tensorboard", "psutil": "psutil"},
     "video": {"decord2": "decord", "av": "av"},
@@ -56,6 +57,8 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher",
         "hydra-submitit-launcher": "hydra_plugins.hydra_submitit_launcher",
         "matplotlib": "matplotlib",
+        "optuna": "optuna",
+        "psutil": "psutil",
     },
     "eval": {
         "matplotlib": "matplotlib",

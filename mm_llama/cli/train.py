@@ -120,7 +120,9 @@ def _check(argv: list[str]) -> tuple[DictConfig, list[str]]:
     for override in parsed:
         if override.is_sweep_override():
             value = override.value()
-            first = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+            first = (
+                value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+            )
             single.append(f"{override.get_key_element()}={first}")
         else:
             single.append(str(override.input_line))

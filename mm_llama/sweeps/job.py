@@ -49,7 +49,8 @@ def _run(cfg: DictConfig, folder: Path) -> str:
             if entry is not None and entry.status == FINISHED and (folder / "summary.json").is_file():
                 return FINISHED  # by another sweep, since this one was planned
             ledger.append(job, STARTED, **_facts(cfg, folder))
-            status, facts = STOPPED, {}
+            status: str = STOPPED
+            facts: dict[str, Any] = {}
             try:
                 status, facts = _outcome(cfg, folder)
             except SystemExit as stop:
@@ -83,7 +84,11 @@ def _outcome(cfg: DictConfig, folder: Path) -> tuple[str, dict[str, Any]]:
 def _facts(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     own = ("threads=", "sweep.")
     overrides = [text for text in HydraConfig.get().overrides.task if not text.startswith(own)]
-    paths = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    paths = [
+        source.path
+        for source in HydraConfig.get().runtime.config_sources
+        if "command-line" in source.provider
+    ]
     return {
         "folder": folder.name,
         "config": hash_of(config_of(cfg)),
@@ -134,9 +139,9 @@ class _Worker:
         if "SUBMITIT_EXECUTOR" in os.environ:
             yield
             return
-        with (folder / "output.log").open("a", encoding="utf-8", buffering=1) as log:
-            with redirect_stdout(log), redirect_stderr(log):
-                yield
+        log = (folder / "output.log").open("a", encoding="utf-8", buffering=1)
+        with log, redirect_stdout(log), redirect_stderr(log):
+            yield
 
     def _enter(self) -> None:
         if self.entered:

@@ -70,8 +70,8 @@ class Ledger:
                 entry.status = str(record["status"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{self.path}:{number}: not a line of a ledger ({error}); remove the line, or move the file away to "
-                    "begin the sweep anew (runs that are there continue or are finished at once)"
+                    f"{self.path}:{number}: not a line of a ledger ({error}); remove the line, or move the file "
+                    "away to begin the sweep anew (runs that are there continue or are finished at once)"
                 ) from error
             entry.error, entry.objective = str(record.get("error", "")), record.get("objective")
             for key in ("folder", "config", "overrides", "config_dirs"):

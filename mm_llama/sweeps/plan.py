@@ -30,7 +30,9 @@ class Job:
 def parse(cfg: DictConfig, loader: ConfigLoader) -> list[Override]:
     """Return the overrides of a sweep's jobs: those of its config (`hydra.sweeper.params`), then those typed."""
     params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*params, *cfg.hydra.overrides.task])
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(
+        [*params, *cfg.hydra.overrides.task]
+    )
     return list({override.get_key_element(): override for override in overrides}.values())
 
 
@@ -52,14 +54,14 @@ def plan(
     keys: Sequence[str],
     known: Mapping[str, Entry],
 ) -> list[Job]:
-    """Compose every point of a grid and return its jobs; a point that says the same as another comes once.
+    """Compose every point of a grid and return the job of each; points that say the same are the same job.
 
     A job that the ledger (`known`) holds keeps its folder, whatever is swept now. With `sweep.code=any` it is known by
     its config alone. Raises ValueError for a point whose config does not resolve, Hydra's errors for one that does not
     compose.
     """
     by_config = {entry.config: entry for entry in known.values()}
-    jobs: dict[str, Job] = {}
+    jobs: list[Job] = []
     for overrides in grid:
         composed = loader.load_sweep_config(cfg, list(overrides))
         config = config_of(composed)
@@ -71,8 +73,8 @@ def plan(
             identity, folder = entry.job, entry.folder
         else:
             folder = f"{_label(overrides, keys)}{identity[:8]}"
-        jobs.setdefault(identity, Job(tuple(overrides), identity, folder, composed.threads))
-    return list(jobs.values())
+        jobs.append(Job(tuple(overrides), identity, folder, composed.threads))
+    return jobs
 
 
 def _label(overrides: Sequence[str], keys: Sequence[str]) -> str:
@@ -81,7 +83,14 @@ def _label(overrides: Sequence[str], keys: Sequence[str]) -> str:
     for override in overrides:
         key, _, value = override.partition("=")
         if key in keys:
-            name, value = re.split(r"[./]", key.lstrip("+"))[-1], Path(value).name
-            texts.append(f"{name}-{re.sub(r'[^A-Za-z0-9._-]+', '', value)}"[:32])
+            name = re.split(r"[./]", key.lstrip("+"))[-1]
+            texts.append(f"{name}-{re.sub(r'[^A-Za-z0-9._-]+', '', _short(value))}"[:32])
     label = "_".join(texts)[:96]
     return f"{label}_" if label else ""
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return Path(value).name

@@ -1,4 +1,4 @@
-"""A sweep: plan its jobs, leave out those the ledger says are finished, hand the others to a launcher, say what came."""
+"""A sweep: plan its jobs, leave out what the ledger says is finished, hand the rest to a launcher, say what came."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mm_llama.paths import conf_dir
@@ -60,7 +60,9 @@ class Sweep:
         try:
             self.folder = Path(cfg.hydra.sweep.dir)
         except OmegaConfBaseException as error:
-            raise ValueError("stages are swept, so the sweep has no name of its own: give it one with name=...") from error
+            raise ValueError(
+                "stages are swept, so the sweep has no name of its own: give it one with name=..."
+            ) from error
         if cfg.sweep.code not in ("same", "any"):
             raise ValueError(f"sweep.code is {cfg.sweep.code!r}, expected same or any")
         self.ledger = Ledger(self.folder)
@@ -74,8 +76,9 @@ class Sweep:
         """Run what is not finished of a grid; returns what the ledger then says of each point's job."""
         known = self.ledger.read()
         jobs = plan(self.cfg, self.context.config_loader, grid, keys, known)
-        self.jobs |= {job.identity: job for job in jobs}
-        wanted = self._choose(jobs, known)
+        distinct = {job.identity: job for job in jobs}
+        self.jobs |= distinct
+        wanted = self._choose(list(distinct.values()), known)
         size = self.cfg.hydra.sweeper.get("max_batch_size") or (
             self.side_by_side if self.launcher == "LocalLauncher" else len(wanted)
         )
