@@ -22,7 +22,7 @@ from mm_llama.cli import main
 from mm_llama.stage_run import run_stage
 from mm_llama.stages.checkpoint import find_checkpoint, read_state, validate, write_checkpoint
 
-RATES = ("3e-3", "1e-6", "2e-3")
+RATES = ("2e-3", "1e-6", "3e-3")
 SWEEP = "image_sft_sweep"
 
 
@@ -151,8 +151,8 @@ def test_a_sweep_is_ranked_and_its_table_says_what_differed(
     assert [Path(row["run"]) for row in found["ranking"]] == [jobs[0], jobs[2], jobs[1]]
     assert [row["eval.answers"] for row in found["ranking"]] == [1.0, 1.0, 0.0]
     assert [row["settings"] for row in found["ranking"]] == [
-        {"optim.lr": 0.003},
         {"optim.lr": 0.002},
+        {"optim.lr": 0.003},
         {"optim.lr": 1e-06},
     ]
     assert [row["averaged"] for row in found["ranking"]] == [True, True, False]
@@ -176,12 +176,15 @@ def test_metrics_of_which_less_is_better_are_ranked_so_unless_told(jobs: list[Pa
 
 def test_a_metric_that_a_run_lacks_is_named_with_those_it_has(jobs: list[Path]) -> None:
     with pytest.raises(
-        ValueError, match=r"sweep/0: the metric 'eval\.vqa' is missing; this run has .*eval\.answers, "
+        ValueError,
+        match=r"sweep/lr-0.002_\w+: the metric 'eval\.vqa' is missing; this run has .*eval\.answers, ",
     ):
         rank([read_candidate(jobs[0])], "eval.vqa")
     broken = read_candidate(jobs[1])
     nothing = Candidate(broken.run, broken.checkpoint, broken.state, broken.config, {"loss": None})
-    with pytest.raises(ValueError, match=r"sweep/1: the metric 'loss' holds no number; this run has none"):
+    with pytest.raises(
+        ValueError, match=r"sweep/lr-1e-06_\w+: the metric 'loss' holds no number; this run has none"
+    ):
         rank([nothing], "loss")
 
 
@@ -190,7 +193,7 @@ def test_runs_measured_on_other_rows_are_not_ranked_together(jobs: list[Path], t
     fewer = changed(jobs[1], tmp_path / "fewer", config={"data": config["data"] | {"eval_rows": 2}})
     with pytest.raises(
         ValueError,
-        match=r"sweep/0 and .*fewer cannot be ranked by eval\.answers: data\.eval \(eval_rows\) is 0",
+        match=r"sweep/lr-0.002_\w+ and .*fewer cannot be ranked by eval\.answers: data\.eval \(eval_rows\) is 0",
     ):
         rank([read_candidate(jobs[0]), read_candidate(fewer)], "eval.answers")
     assert rank([read_candidate(jobs[0]), read_candidate(fewer)], "loss")
@@ -226,8 +229,8 @@ def test_unfinished_jobs_of_a_sweep_are_left_out_aloud_and_refused_by_name(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{0}", "{0}"], r"sweep/0 is given twice"),
-        (["{sweep}", "{1}"], r"sweep/1 is given twice"),
+        (["{0}", "{0}"], r"sweep/lr-0.002_\w+ is given twice"),
+        (["{sweep}", "{1}"], r"sweep/lr-1e-06_\w+ is given twice"),
         (["{missing}"], r"missing does not exist: name folders of finished runs"),
         (["{cache}"], r"cache holds no runs"),
         (["{0}", "--top", "2"], r"--top 2: there are only 1 runs"),
@@ -285,7 +288,9 @@ def test_runs_that_are_not_alike_are_refused_by_what_differs(jobs: list[Path], t
     ]
     for number, (change, message) in enumerate(cases):
         other = read_candidate(changed(jobs[1], tmp_path / str(number), **change))
-        with pytest.raises(ValueError, match=rf"sweep/0 and .*{number} cannot be averaged: " + message):
+        with pytest.raises(
+            ValueError, match=rf"sweep/lr-0.002_\w+ and .*{number} cannot be averaged: " + message
+        ):
             list(prefix_averages([one, other]))
     own = one.tensors()
     name = next(iter(own))

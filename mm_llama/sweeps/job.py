@@ -22,7 +22,7 @@ from mm_llama.stage_run import run_stage
 from mm_llama.stages.metrics import environment
 from mm_llama.stages.preemption import EXIT_CODE
 from mm_llama.sweeps.identity import config_of, hash_of, identity_of, source_digest
-from mm_llama.sweeps.ledger import FAILED, FINISHED, STARTED, STOPPED, Ledger, job_lock
+from mm_llama.sweeps.ledger import FAILED, FINISHED, STARTED, STOPPED, Ledger, job_lock, typed
 
 # The process that runs the sweep; a worker imports this module anew and finds 0.
 sweep_process = 0
@@ -82,8 +82,6 @@ def _outcome(cfg: DictConfig, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _facts(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    own = ("threads=", "sweep.")
-    overrides = [text for text in HydraConfig.get().overrides.task if not text.startswith(own)]
     paths = [
         source.path
         for source in HydraConfig.get().runtime.config_sources
@@ -94,7 +92,7 @@ def _facts(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         "config": hash_of(config_of(cfg)),
         "code": source_digest(),
         "commit": environment()["commit"],
-        "overrides": overrides,
+        "overrides": typed(HydraConfig.get().overrides.task),
         "config_dirs": paths,
     }
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,14 @@ class Ledger:
                     setattr(entry, key, record[key])
             entry.lines |= record
         return entries
+
+
+def typed(overrides: Sequence[str]) -> list[str]:
+    """Return what a person typed of a job's overrides: what the sweep adds begins with the name of the job."""
+    own = next(
+        (place for place, text in enumerate(overrides) if text.startswith("sweep.job=")), len(overrides)
+    )
+    return list(overrides[:own])
 
 
 def job_lock(folder: Path) -> FileLock:

@@ -199,9 +199,8 @@ def num_cores() -> int:
 def _side_by_side(launcher: str, settings: DictConfig) -> int:
     """Return how many jobs a launcher runs on this machine at a time."""
     if launcher == "JoblibLauncher":
-        import joblib
-
-        return int(joblib.effective_n_jobs(settings.n_jobs))
+        num = int(settings.n_jobs)
+        return num if num > 0 else max(1, num_cores() + 1 + num)  # -1 is every core, as joblib counts
     if launcher == "LocalLauncher":
         return max(1, num_cores() // (settings.get("cpus_per_task") or 1))
     return 1

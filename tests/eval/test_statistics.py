@@ -2,12 +2,21 @@
 
 import math
 from fractions import Fraction
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm_llama.eval.statistics import Accuracy, half_width, mcnemar_exact, paired_difference, wilson_interval
+from mm_llama.eval.statistics import (
+    Accuracy,
+    half_width,
+    mcnemar_exact,
+    paired_difference,
+    paired_seeds,
+    wilson_interval,
+)
 
 
 def test_half_width_is_the_papers_formula() -> None:
@@ -97,3 +106,48 @@ def test_accuracy_prints_and_serialises() -> None:
     assert accuracy.to_json()["wilson_95"] == list(wilson_interval(88, 100))
     with pytest.raises(ValueError, match="3 of 2"):
         Accuracy(3, 2)
+
+
+def brute_force(gains: list[float]) -> float:
+    """Share of all sign flips whose sum is at least as far from zero."""
+    sums = [
+        abs(sum(sign * gain for sign, gain in zip(signs, gains, strict=True)))
+        for signs in product((1, -1), repeat=len(gains))
+    ]
+    return sum(total >= abs(sum(gains)) - 1e-12 for total in sums) / len(sums)
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 6, 9])
+def test_the_test_over_seeds_is_the_share_of_all_sign_flips(num: int) -> None:
+    rng = np.random.default_rng(num)
+    ours, theirs = rng.normal(0.1, 1, num).tolist(), rng.normal(0, 1, num).tolist()
+    found = paired_seeds(ours, theirs)
+    gains = [one - other for one, other in zip(ours, theirs, strict=True)]
+    assert found.p_value == pytest.approx(brute_force(gains))
+    assert found.difference == pytest.approx(sum(gains) / num) and found.num == num
+    assert found.smallest_p == (1.0 if num == 1 else 2 / 2**num) <= found.p_value
+    assert (found.low is None) == (num < 6) and (found.deviation is None) == (num == 1)
+
+
+def test_seeds_that_all_agree_are_as_sure_as_their_number_allows() -> None:
+    assert paired_seeds([2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6]).p_value == 2 / 64
+    assert paired_seeds([1.0] * 6, [1.0] * 6).p_value == 1.0
+    # The signs of more pairs than can be gone through are drawn; what they agree on stays as unlikely as can be drawn.
+    many = paired_seeds([1.0] * 20, [0.0] * 20)
+    assert 0 < many.p_value <= 3 / 2**16 and (many.low, many.high) == (1.0, 1.0)
+
+
+def test_an_interval_over_seeds_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        gains = rng.normal(0.3, 1, 12)
+        found = paired_seeds(gains.tolist(), [0.0] * 12, num_resamples=400, seed=trial)
+        assert found.low is not None and found.high is not None
+        covered += found.low <= 0.3 <= found.high
+    assert 170 <= covered <= 198
+
+
+def test_seeds_that_cannot_be_paired_are_refused() -> None:
+    with pytest.raises(ValueError, match="paired runs need equal, non-zero lengths, got 1 and 2"):
+        paired_seeds([1.0], [1.0, 2.0])
