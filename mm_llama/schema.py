@@ -89,7 +89,10 @@ class OptimSchema:
 
 @dataclass
 class LoaderSchema:
-    """Batching: rows per micro-batch, bucketing window, packing, workers, caching of frozen features."""
+    """Batching: rows per micro-batch, bucketing window, packing, workers, caching of frozen features, what is skipped.
+
+    `shuffle_buffer` 0 shuffles all rows, exactly; above 0 among so many, shard by shard.
+    """
 
     batch_size: int = 16
     batch_tokens: int = 0
@@ -98,6 +101,7 @@ class LoaderSchema:
     pack: bool = False
     pack_tokens: int = 512
     num_workers: int = 0
+    shuffle_buffer: int = 0
     cache_features: bool = True
     on_too_long: str = "error"
     on_error: str = "error"

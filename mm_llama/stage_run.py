@@ -306,8 +306,17 @@ def _loader(config: Mapping[str, Any], sources: list[Source], chat: ChatFormat, 
         raise ValueError(
             "data.train: give every source a weight, or none (then every row comes once an epoch)"
         )
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    rank, world_size = (
+        (torch.distributed.get_rank(), torch.distributed.get_world_size()) if spread else (0, 1)
+    )
     return Loader(
-        Mixture(sources, None if None in weights else weights, seed=config["seed"]),
+        Mixture(
+            sources,
+            None if None in weights else weights,
+            seed=config["seed"],
+            buffer=settings["shuffle_buffer"],
+        ),
         chat,
         media.load_media,
         batch_size=settings["batch_size"],
@@ -323,6 +332,8 @@ def _loader(config: Mapping[str, Any], sources: list[Source], chat: ChatFormat, 
         on_error=settings["on_error"],
         on_too_long=settings["on_too_long"],
         max_skipped=settings["max_skipped"],
+        rank=rank,
+        world_size=world_size,
     )
 
 

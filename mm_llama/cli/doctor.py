@@ -68,6 +68,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "ctranslate2": "ctranslate2",
     },
     "recordings": {"librosa": "librosa"},
+    "parquet": {"pyarrow": "pyarrow"},
     "perceptual": {"pesq": "pesq", "pystoi": "pystoi"},
     "serve": {
         "fastapi": "fastapi",

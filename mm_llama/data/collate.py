@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mm_llama.batch import Batch, Media
+from mm_llama.data.causes import medium_error
 from mm_llama.data.samples import MediaRef, Sample
 
 LoadMedia = Mapping[str, Callable[[MediaRef], Tensor]]
@@ -51,8 +52,7 @@ def load_item(ref: MediaRef, load_media: LoadMedia, source: str) -> Tensor:
     try:
         return load_media[ref.kind](ref)
     except (ValueError, OSError, KeyError) as error:
-        what = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{source}: {ref.kind}: {what}") from error
+        raise medium_error(source, ref.kind, error) from error
 
 
 def _media(samples: Sequence[Sample], kind: str, load_media: LoadMedia, encoded: bool) -> Media:

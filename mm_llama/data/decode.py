@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm_llama.data.files import Wanted, open_file
+from mm_llama.data.files import Member, Wanted, open_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,12 +60,15 @@ _RIFF = {b"WEBP": "WEBP", b"WAVE": "WAV", b"AVI ": "AVI video"}
 
 
 def open_image(
-    source: str | Path | bytes | Image.Image, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+    source: str | Path | bytes | Member | Image.Image,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """One picture in RGB, upright (EXIF orientation applied), transparent parts on white.
 
-    `source` is a path, the bytes of a file, or a PIL picture. Animations give their first frame; 16-bit
-    grey is scaled, not clipped. ValueError, naming the file, for a folder, an unknown format, a damaged
+    `source` is a path, a member of a file, the bytes of one, or a PIL picture. Animations give their first frame;
+    16-bit grey is scaled, not clipped. ValueError, naming the file, for a folder, an unknown format, a damaged
     file, or one over `max_bytes` or `max_pixels` (read from the header, before decoding); FileNotFoundError
     for no file at all.
     """
@@ -101,7 +104,7 @@ def open_image(
             ) from None
 
 
-def image_key(source: str | Path | bytes | Image.Image, *, max_bytes: int = MAX_BYTES) -> str:
+def image_key(source: str | Path | bytes | Member | Image.Image, *, max_bytes: int = MAX_BYTES) -> str:
     """Content identity "sha256:...": of the file's bytes, or of size and pixels for a PIL picture."""
     from PIL import Image
 
@@ -111,11 +114,11 @@ def image_key(source: str | Path | bytes | Image.Image, *, max_bytes: int = MAX_
     return "sha256:" + hashlib.sha256(_read(source, max_bytes)[1]).hexdigest()
 
 
-def _read(source: str | Path | bytes, max_bytes: int) -> tuple[str, bytes]:
-    """(name for messages, bytes) of a file or of bytes at hand."""
+def _read(source: str | Path | bytes | Member, max_bytes: int) -> tuple[str, bytes]:
+    """(name for messages, bytes) of a file, of a member or of bytes at hand."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, data = f"a picture given as {len(source):,} bytes", bytes(source)
-    elif isinstance(source, (str, Path)):
+    elif isinstance(source, (str, Path, Member)):
         name = str(source)
         with open_file(source, _PICTURE) as file:
             data = file.read(max_bytes + 1)

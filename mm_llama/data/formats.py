@@ -49,6 +49,7 @@ class Wrapped:
         self.source = source
         said = json.dumps([type(self).__name__, options, source.digest], sort_keys=True)
         self.digest = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+        self.blocks: list[int] | None = getattr(source, "blocks", None)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mm_llama.batch import Batch
 from mm_llama.core.chat import ChatFormat
-from mm_llama.data.collate import LoadMedia, collate, load_item
-from mm_llama.data.mix import Mixture, Place, permutation
-from mm_llama.data.packing import collate_packed, cut
-from mm_llama.data.samples import (
-    KeyOf,
-    MediaRef,
-    Sample,
-    SizeOf,
-    TooLongError,
-    check_length,
-    count_tokens,
-    make_sample,
-)
+from mm_llama.data.causes import cause_of
+from mm_llama.data.collate import LoadMedia
+from mm_llama.data.mix import Mixture, Place
+from mm_llama.data.order import permutation
+from mm_llama.data.packing import cut
+from mm_llama.data.samples import KeyOf, SizeOf, TooLongError, check_length, count_tokens
+from mm_llama.data.work import Job, Position, Result, Skip, Work, start_worker
 
 BATCH_ORDER = 1 << 20  # apart from the source numbers that key a mixture's own shuffles
-
-
-@dataclass(frozen=True)
-class Position:
-    """The next batch: its epoch, the window of samples it is cut from, and its number there."""
-
-    epoch: int = 0
-    window: int = 0
-    batch: int = 0
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A row that was left out: `too_long`, `bad_row` or `bad_media`."""
-
-    cause: str
-    what: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """The rows of one batch, what was left out on the way to it, and where to go on after it.
-
-    A row is one document, or several when rows are packed.
-    """
-
-    rows: tuple[tuple[Place, ...], ...]
-    skips: tuple[Skip, ...]
-    after: Position
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished job. Errors travel as text: raised in a worker they would come back with its traceback."""
-
-    batch: Batch | None
-    skips: tuple[Skip, ...]
-    after: Position
-    error: str = ""
 
 
 class Loader:
@@ -85,9 +36,13 @@ class Loader:
     With `pack`, the documents of a window are packed into rows of at most `pack_tokens` first (see
     `mm_llama.data.packing`), and `batch_size` counts those rows; a window is as many documents as without.
 
-    `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; what
-    is skipped is counted in `skipped` by cause, never replaced by another row, and more than `max_skipped`
-    is an error. `load_media`, `encoded`: see `collate`; `media_sizes`: see `make_sample`. `wait_seconds` is the
+    Of several ranks each has a part of every epoch of its own, as long as the others' or one row shorter, and batches
+    of its own: without `batch_tokens` and `pack` as many of them as the others in every epoch. No row is in two parts,
+    and none in none.
+
+    `max_tokens` is the longest row (0: no limit). `on_too_long` and `on_error` are `error` or `skip`; rows that
+    are skipped are counted in `skipped` by cause, each once, never replaced by another row, and more than `max_skipped`
+    are an error. `load_media`, `encoded`: see `collate`; `media_sizes`: see `make_sample`. `wait_seconds` is the
     time spent waiting for batches so far.
     """
 
@@ -110,6 +65,8 @@ class Loader:
         on_error: str = "error",
         on_too_long: str = "error",
         max_skipped: int = 100,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -119,6 +76,7 @@ class Loader:
             ("pack_tokens", pack_tokens, 1 if pack else 0),
             ("num_workers", num_workers, 0),
             ("max_skipped", max_skipped, 0),
+            ("world_size", world_size, 1),
         ):
             if value < least:
                 raise ValueError(f"loader.{name} must be at least {least}, got {value}")
@@ -130,6 +88,12 @@ class Loader:
                 f"loader.pack_tokens={pack_tokens} positions of one row do not fit in a batch of "
                 f"loader.batch_tokens={batch_tokens}: lower the one or raise the other"
             )
+        if not 0 <= rank < world_size <= len(mixture):
+            raise ValueError(
+                f"rank {rank} of {world_size} (loader.rank, loader.world_size) has no part of {len(mixture)} rows: "
+                "ranks count from 0, and each needs a row"
+            )
+        self.rank, self.world_size = rank, world_size
         self.mixture = mixture
         self.chat = chat
         self.batch_size = batch_size
@@ -147,8 +111,9 @@ class Loader:
         self.num_samples = 0
         self.skipped: Counter[str] = Counter()
         self.skip_examples: list[str] = []
+        self._skipped_rows: set[tuple[int, int]] = set()
         self.wait_seconds = 0.0
-        self._work = _Work(mixture, chat, load_media or {}, encoded, media_keys, on_error == "skip", pack)
+        self._work = Work(mixture, chat, load_media or {}, encoded, media_keys, on_error == "skip", pack)
         # Lengths are found by rendering; remembered as -1 unknown, 0 not usable.
         self._lengths = [array("i", [-1]) * len(source) for source in mixture.sources]
 
@@ -179,13 +144,15 @@ class Loader:
             "num_batches": self.num_batches,
             "num_samples": self.num_samples,
             "skipped": dict(self.skipped),
+            "skip_examples": list(self.skip_examples),
+            "skipped_rows": sorted(self._skipped_rows),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. Raises ValueError when data or batching have changed since."""
         now = self._order()
-        # States from before rows could be packed do not say that theirs were not.
-        for key, value in ({"pack_tokens": 0} | state["order"]).items():
+        # States from before rows could be packed, or split over ranks, do not say that theirs were not.
+        for key, value in ({"pack_tokens": 0, "rank": 0, "world_size": 1} | state["order"]).items():
             if now.get(key) != value:
                 raise ValueError(
                     f"the data position was saved with {key}={value!r} and now it is {now.get(key)!r}: "
@@ -195,6 +162,8 @@ class Loader:
         self.num_batches = state["num_batches"]
         self.num_samples = state["num_samples"]
         self.skipped = Counter(state["skipped"])
+        self.skip_examples = list(state.get("skip_examples", ()))
+        self._skipped_rows = {(source, row) for source, row in state.get("skipped_rows", ())}
 
     def _order(self) -> dict[str, Any]:
         return {
@@ -206,10 +175,16 @@ class Loader:
             "bucket_batches": self.bucket_batches,
             "max_tokens": self.max_tokens,
             "pack_tokens": self.pack_tokens,
+            "rank": self.rank,
+            "world_size": self.world_size,
         }
 
     def _count(self, result: Result) -> None:
         for skip in result.skips:
+            row = (skip.place.source, skip.place.row)
+            if row in self._skipped_rows:
+                continue  # of an earlier epoch
+            self._skipped_rows.add(row)
             self.skipped[skip.cause] += 1
             if len(self.skip_examples) < 20:
                 self.skip_examples.append(f"{skip.cause}: {skip.what}")
@@ -245,7 +220,7 @@ class Loader:
             batch_size=None,
             sampler=jobs,
             num_workers=self.num_workers,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             generator=torch.Generator(),
         )
         with warnings.catch_warnings():
@@ -256,12 +231,11 @@ class Loader:
 
     def _jobs(self, position: Position, stop: int | None = None) -> Iterator[Job]:
         """Jobs from `position` to the start of epoch `stop`."""
-        window_size = self.bucket_batches * self.batch_size
-        num_windows = -(-len(self.mixture) // window_size)
+        num_windows = self._num_windows()
         epoch, window, first = position.epoch, position.window, position.batch
         empty_windows = 0
         while stop is None or epoch < stop:
-            batches, skips, error = self._plan(epoch, window, window_size)
+            batches, skips, error = self._plan(epoch, window)
             following = (epoch, window + 1) if window + 1 < num_windows else (epoch + 1, 0)
             if error:
                 yield Job((), (), Position(epoch, window, first), error)
@@ -278,31 +252,54 @@ class Loader:
                 yield Job(rows, skips if number == 0 else (), after)
             (epoch, window), first = following, 0
 
+    def _part(self, rank: int) -> tuple[int, int]:
+        """First and end of a rank's places in an epoch."""
+        return rank * len(self.mixture) // self.world_size, (rank + 1) * len(self.mixture) // self.world_size
+
+    def _num_windows(self) -> int:
+        size = self.bucket_batches * self.batch_size
+        if self.world_size == 1:
+            return -(-len(self.mixture) // size)
+        # As many on every rank: what is left over makes the last one longer, so that no rank has none.
+        return max(1, len(self.mixture) // self.world_size // size)
+
+    def _window(self, number: int) -> tuple[int, int, int]:
+        """First and end of a window's places, and how many batches it must give (0: as many as it does)."""
+        size = self.bucket_batches * self.batch_size
+        first, end = self._part(self.rank)
+        longest = -(-len(self.mixture) // self.world_size) - number * size  # of any rank
+        start = first + number * size
+        if number + 1 < self._num_windows():
+            end, longest = start + size, size
+        even = self.world_size > 1 and not self.batch_tokens and not self.pack_tokens
+        return start, end, -(-longest // self.batch_size) if even else 0
+
     def _plan(
-        self, epoch: int, window: int, size: int
+        self, epoch: int, window: int
     ) -> tuple[list[tuple[tuple[Place, ...], ...]], tuple[Skip, ...], str]:
         """The batches of a window in their order, what was left out, and the error that ends the stream."""
         skips: list[Skip] = []
         documents: list[tuple[int, int, Place]] = []
-        start = window * size
-        for index in range(start, min(start + size, len(self.mixture))):
+        start, end, count = self._window(window)
+        for index in range(start, end):
             place = self.mixture.place(epoch, index)
             try:
                 documents.append((self._length(place), index, place))
             except TooLongError as problem:
                 if self.on_too_long == "error":
                     return [], (), str(problem)
-                skips.append(Skip("too_long", str(problem)))
+                skips.append(Skip(place, "too_long", str(problem)))
             except (ValueError, OSError) as problem:
                 if self.on_error == "error":
                     return [], (), str(problem)
-                skips.append(Skip("bad_row", str(problem)))
+                skips.append(Skip(place, cause_of(problem), str(problem)))
         batches = cut(
             documents,
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
             sort=self.bucket_batches > 1,
             pack_tokens=self.pack_tokens,
+            count=count,
         )
         if self.mixture.shuffle and self.bucket_batches > 1:
             order = permutation(len(batches), self.mixture.seed, BATCH_ORDER, epoch, window)
@@ -315,69 +312,6 @@ class Loader:
             known = count_tokens(self.mixture.row(place), self.chat, media_sizes=self.media_sizes)
             self._lengths[place.source][place.row] = known
         for key in ("max_tokens", "batch_tokens", "pack_tokens"):
-            check_length(known, getattr(self, key), self.mixture.name_of(place), f"loader.{key}")
+            if 0 < getattr(self, key) < known:  # a name may have to be read
+                check_length(known, getattr(self, key), self.mixture.name_of(place), f"loader.{key}")
         return known
-
-
-class _Work(Dataset[Result]):
-    """What a worker does: render the rows of a job, load their media, collate."""
-
-    def __init__(
-        self,
-        mixture: Mixture,
-        chat: ChatFormat,
-        load_media: LoadMedia,
-        encoded: Collection[str],
-        media_keys: Mapping[str, KeyOf] | None,
-        skip_errors: bool,
-        pack: bool,
-    ) -> None:
-        self.mixture = mixture
-        self.chat = chat
-        self.load_media = load_media
-        self.encoded = frozenset(encoded)
-        self.media_keys = media_keys
-        self.skip_errors = skip_errors
-        self.pack = pack
-
-    def __getitem__(self, job: Job) -> Result:
-        if job.error or not job.rows:
-            return Result(None, job.skips, job.after, job.error)
-        rows: list[list[Sample]] = []
-        skips = list(job.skips)
-        loaded: dict[tuple[str, str], Tensor] = {}
-        for places in job.rows:
-            samples: list[Sample] = []
-            for place in places:
-                try:
-                    samples.append(self._sample(place, loaded))
-                except (ValueError, OSError) as problem:
-                    if not self.skip_errors:
-                        return Result(None, tuple(skips), job.after, str(problem))
-                    skips.append(Skip("bad_media", str(problem)))
-            if samples:
-                rows.append(samples)
-        if not rows:
-            return Result(None, tuple(skips), job.after)
-        readers: dict[str, Callable[[MediaRef], Tensor]] = {
-            kind: lambda ref: loaded[ref.kind, ref.key] for kind in self.load_media
-        }
-        if self.pack:
-            batch = collate_packed(rows, readers, encoded=self.encoded)
-        else:
-            batch = collate([sample for (sample,) in rows], readers, encoded=self.encoded)
-        return Result(batch, tuple(skips), job.after)
-
-    def _sample(self, place: Place, loaded: dict[tuple[str, str], Tensor]) -> Sample:
-        sample = make_sample(self.mixture.row(place), self.chat, media_keys=self.media_keys)
-        for ref in sample.media:
-            if (ref.kind, ref.key) not in loaded:
-                loaded[ref.kind, ref.key] = load_item(ref, self.load_media, sample.source)
-        return sample
-
-
-def _start_worker(number: int) -> None:
-    """Signals are the main process's business: a worker that dies of one breaks the save they ask for."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)

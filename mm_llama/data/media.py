@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mm_llama.data.decode import image_key, open_image
+from mm_llama.data.files import Member, Stamp, stamp_of
 
 
 def clip_key(source: Any) -> str:
@@ -57,16 +58,14 @@ def read_medium(kind: str, source: Any, encoder: Any, num_frames: int = 0) -> Te
 
 def num_mel_frames(source: Any) -> int:
     """Return how many frames of 10 ms a recording has; a file is read for it once, while it stays as it is."""
-    if not isinstance(source, str):
-        return _mel_frames(source)
-    stat = Path(source).stat()
-    return _file_mel_frames(source, stat.st_mtime_ns, stat.st_size)
+    stamp = stamp_of(source)
+    return _mel_frames(source) if stamp is None else _file_mel_frames(source, stamp)
 
 
 def _mel_frames(source: Any) -> int:
     from mm_llama.data.sound import RATE, sound_blocks
 
-    if isinstance(source, str | bytes | Path):
+    if isinstance(source, str | bytes | Path | Member):
         return sum(len(block) for block in sound_blocks(source)) // (RATE // 100)
     from mm_llama.data.sound import open_sound
 
@@ -74,8 +73,8 @@ def _mel_frames(source: Any) -> int:
 
 
 @lru_cache(maxsize=1 << 17)
-def _file_mel_frames(path: str, modified: int, size: int) -> int:
-    return _mel_frames(path)
+def _file_mel_frames(source: str | Member, stamp: Stamp) -> int:
+    return _mel_frames(source)
 
 
 def medium_reader(model: Any, kind: str) -> Callable[[Any], Tensor]:

@@ -13,14 +13,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from itertools import accumulate
 from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_llama.data.sources import Row, Source
+from mm_llama.data.order import BlockShuffle, permutation
+from mm_llama.data.sources import Row, Source, blocks_of
 
 MAX_PERIOD = 10_000
 
@@ -39,7 +39,8 @@ class Mixture:
     `weights` None: all rows of all sources once an epoch. Otherwise positive numbers, one a source, as
     shares of the samples; they are kept exactly when they have a common denominator up to 10,000.
     `epoch_size` is the length of an epoch (default: the number of rows of all sources); with weights an
-    epoch is only a unit of counting.
+    epoch is only a unit of counting. `buffer` 0 shuffles all rows, exactly; above 0, shards and row groups are
+    shuffled, and rows among as many others (`BlockShuffle`): what a network disk reads in order.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class Mixture:
         seed: int = 0,
         shuffle: bool = True,
         epoch_size: int = 0,
+        buffer: int = 0,
     ) -> None:
         if not sources:
             raise ValueError("a mixture needs at least one source (data.sources)")
         if seed < 0:
             raise ValueError(f"the data seed must not be negative, got {seed} (data.seed)")
+        if buffer < 0:
+            raise ValueError(f"loader.shuffle_buffer must be at least 0, got {buffer}")
         self.sources = list(sources)
         self.seed = seed
         self.shuffle = shuffle
@@ -70,7 +74,21 @@ class Mixture:
             self._pattern = _pattern(self.counts)
             self._ranks = _ranks(self._pattern, len(self.sources))
         self.epoch_size = epoch_size or self._ends[-1]
+        self._held: dict[
+            int, tuple[int, NDArray[np.int64]]
+        ] = {}  # source -> its cycle and the shuffle of that
+        # Numbered as the exact shuffles are: the last for all sources together.
+        self._blocks: list[BlockShuffle] = []
+        if buffer and shuffle:
+            ends = [blocks_of(source, buffer) for source in self.sources]
+            starts = [0, *self._ends]
+            together = [start + end for start, part in zip(starts, ends, strict=False) for end in part]
+            self._blocks = [
+                BlockShuffle(part, buffer, seed, number) for number, part in enumerate([*ends, together])
+            ]
         identity = [seed, shuffle, self.epoch_size, self.counts, [source.digest for source in self.sources]]
+        if self._blocks:
+            identity.append(buffer)
         self.digest = "sha256:" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -99,19 +117,14 @@ class Mixture:
         return self.sources[place.source].name_of(place.row)
 
     def _shuffled(self, size: int, cycle: int, source: int, index: int) -> int:
-        return int(permutation(size, self.seed, source, cycle)[index]) if self.shuffle else index
-
-
-@lru_cache(maxsize=16)
-def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """A shuffle of range(size), int64[size], that depends on the key alone.
-
-    Argsort of raw PCG64 output, because only bit generators (not `Generator.permutation`) promise the same
-    stream in every numpy version.
-    """
-    order = np.argsort(np.random.PCG64(np.random.SeedSequence(list(key))).random_raw(size), kind="stable")
-    order.setflags(write=False)
-    return order
+        if self._blocks:
+            return self._blocks[source].row(cycle, index)
+        if not self.shuffle:
+            return index
+        held = self._held.get(source)
+        if held is None or held[0] != cycle:
+            held = self._held[source] = cycle, permutation(size, self.seed, source, cycle)
+        return int(held[1][index])
 
 
 def _shares(weights: Sequence[float], num_sources: int) -> list[int]:

@@ -66,23 +66,25 @@ def cut(
     batch_tokens: int = 0,
     sort: bool = True,
     pack_tokens: int = 0,
+    count: int = 0,
 ) -> list[tuple[Row[T], ...]]:
     """Cut (length, index, what) triples into batches of rows; without `pack_tokens` a row is one document.
 
     A batch has at most `batch_size` rows and `batch_tokens` padded positions (0: no limit). `sort` puts rows of like
-    length together. The rows of a batch, and the documents of a row, are otherwise in order of their indices.
+    length together. `count` asks for that many batches, even ones, as far as there are rows. The rows of a batch, and
+    the documents of a row, are otherwise in order of their indices.
     """
     rows = [(length, index, (what,)) for length, index, what in documents]
     if pack_tokens:
         rows = [_row(row) for row in evened(first_fit_decreasing(rows, pack_tokens))]
     if sort:
         rows.sort(key=lambda row: row[:2])
-    if not pack_tokens:
+    if not pack_tokens and not count:
         return _greedy(rows, batch_size, batch_tokens)
     # A window gives few packed rows, so batches of equal size instead of full ones and a small last one.
     longest = max((length for length, _, _ in rows), default=1)
     most = min(batch_size, batch_tokens // longest) if batch_tokens else batch_size
-    count = -(-len(rows) // most)
+    count = min(count, len(rows)) or -(-len(rows) // most)
     edges = [number * len(rows) // count for number in range(count + 1)] if count else [0]
     return [tuple(row for _, _, row in rows[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from mm_llama.core.chat import ChatFormat, MediaPart, Rendered
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.data.causes import RowError, cause_of, medium_error
 from mm_llama.data.decode import image_key
+from mm_llama.data.files import Member, Stamp, stamp_of
 from mm_llama.data.sources import Row, Source
 
 KeyOf = Callable[[Any], str]
@@ -47,7 +48,7 @@ class Sample:
         return len(self.tokens)
 
 
-class TooLongError(ValueError):
+class TooLongError(RowError):
     """A row has more tokens than allowed."""
 
 
@@ -108,7 +109,7 @@ def distinct_media(
     """
     keys = {"image": image_key} if media_keys is None else media_keys
     found: dict[tuple[str, str], MediaRef] = {}
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str | Member]] = set()
     for source in sources:
         for index in range(len(source)):
             try:
@@ -116,7 +117,7 @@ def distinct_media(
                 for part in (part for message in row.messages for part in message.parts):
                     if not isinstance(part, MediaPart):
                         continue
-                    if isinstance(part.source, str):
+                    if isinstance(part.source, str | Member):
                         if (part.kind, part.source) in seen:
                             continue
                         seen.add((part.kind, part.source))
@@ -133,7 +134,8 @@ def check_length(num_tokens: int, max_tokens: int, source: str, key: str = "load
     if max_tokens and num_tokens > max_tokens:
         raise TooLongError(
             f"{source}: the row has {num_tokens} tokens and the limit is {max_tokens}; "
-            f"split it, raise {key}, or set loader.on_too_long=skip"
+            f"split it, raise {key}, or set loader.on_too_long=skip",
+            "too_long",
         )
 
 
@@ -144,7 +146,7 @@ def _num_positions(rendered: Rendered, media_sizes: Mapping[str, SizeOf] | None,
             try:
                 total += (media_sizes or {})[placeholder.kind](placeholder.source) - 1
             except (ValueError, OSError) as error:
-                raise ValueError(f"{row}: {placeholder.kind}: {error}") from error
+                raise medium_error(row, placeholder.kind, error) from error
     return total
 
 
@@ -152,7 +154,7 @@ def _render(row: Row, chat: ChatFormat) -> Rendered:
     try:
         rendered = chat.render(row.messages)
     except ValueError as error:
-        raise ValueError(f"{row.source}: {error}") from error
+        raise RowError(f"{row.source}: {error}", cause_of(error)) from error
     if not any(rendered.targets):
         raise ValueError(f"{row.source}: no token of this row is a target, so nothing to learn from it")
     return rendered
@@ -164,17 +166,15 @@ def _reference(kind: str, position: int, source: Any, keys: Mapping[str, KeyOf],
     try:
         return MediaRef(kind, position, source, content_key(keys[kind], source))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{row}: {kind}: {error}") from error
+        raise medium_error(row, kind, error) from error
 
 
 def content_key(key_of: KeyOf, source: Any) -> str:
     """The content key of a medium; for a file remembered until the file changes."""
-    if not isinstance(source, str):
-        return key_of(source)
-    stat = Path(source).stat()
-    return _file_key(key_of, source, stat.st_mtime_ns, stat.st_size)
+    stamp = stamp_of(source)
+    return key_of(source) if stamp is None else _file_key(key_of, source, stamp)
 
 
 @lru_cache(maxsize=1 << 17)
-def _file_key(key_of: KeyOf, path: str, modified: int, size: int) -> str:
-    return key_of(path)
+def _file_key(key_of: KeyOf, source: str | Member, stamp: Stamp) -> str:
+    return key_of(source)

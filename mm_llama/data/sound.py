@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mm_llama.data.decode import kind_of
-from mm_llama.data.files import Wanted, digest_of, opened
+from mm_llama.data.files import Member, Wanted, digest_of, opened
 from mm_llama.data.sound_av import (
     DEMUXERS,
     EXPECTED,
@@ -105,7 +105,7 @@ def open_sound(
 
 
 def sound_blocks(
-    source: str | Path | bytes,
+    source: str | Path | bytes | Member,
     *,
     rate: int = RATE,
     max_bytes: int = MAX_BYTES,

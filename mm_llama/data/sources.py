@@ -12,14 +12,17 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from mm_llama.core.messages import MediaPart, Message, Text, messages_from_dicts, near
+from mm_llama.data.causes import RowError, cause_of
 
 ROW_KEYS = ("messages", "id", "extra")
+# From the kind of a medium and the name that a row gives it to where it lies; raises FileNotFoundError or RowError.
+Find = Callable[[str, str], Any]
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one line of a file."""
+    """What is wrong with one row."""
 
     source: str
     what: str
+    cause: str = "bad_row"
 
     def __str__(self) -> str:
         return f"{self.source}: {self.what}"
@@ -60,6 +64,12 @@ class Source(Protocol):
     def name_of(self, index: int) -> str: ...
 
 
+def blocks_of(source: Any, size: int) -> list[int]:
+    """Return where the stretches of a source end that are cheap to read in order: its `blocks`, else of `size` rows."""
+    own: list[int] | None = getattr(source, "blocks", None)
+    return own or [*range(size, len(source), size), len(source)]
+
+
 class JsonlChat:
     """Chats in a JSONL file; holds one offset a line, never the file.
 
@@ -71,7 +81,7 @@ class JsonlChat:
         if not self.path.is_file():
             raise FileNotFoundError(f"data file {self.path} does not exist")
         self._folder = self.path.parent.absolute()
-        self.offsets, self.lines, self.digest = _index(self.path)
+        self.offsets, self.lines, self.digest = index_lines(self.path)
         if not len(self.offsets):
             raise ValueError(f"{self.path}: the file holds no rows")
 
@@ -90,8 +100,8 @@ class JsonlChat:
             return file.readline()
 
     def row(self, index: int) -> Row:
-        """Row `index`, checked. Raises ValueError naming file and line."""
-        return parse_row(self.text(index), self.name_of(index), self._folder)
+        """Row `index`, checked. Raises RowError naming file and line."""
+        return parse_row(self.text(index), self.name_of(index), in_folder(self._folder))
 
 
 class ChatRows:
@@ -103,9 +113,8 @@ class ChatRows:
         if not rows:
             raise ValueError(f"{name}: there are no rows")
         self.name = name
-        self.rows = [
-            _row(messages, {}, f"{name}:{i + 1}", Path(folder).absolute()) for i, messages in enumerate(rows)
-        ]
+        find = in_folder(Path(folder).absolute())
+        self.rows = [make_row(messages, {}, f"{name}:{i + 1}", find) for i, messages in enumerate(rows)]
         self.digest = "sha256:" + hashlib.sha256(repr(self.rows).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -127,80 +136,108 @@ def validate(path: str | Path) -> Iterator[Problem]:
         try:
             source.row(index)
         except ValueError as error:
-            name = source.name_of(index)
-            yield Problem(name, str(error).removeprefix(f"{name}: "))
+            yield problem_of(source.name_of(index), error)
 
 
-def parse_row(line: bytes, source: str, folder: Path) -> Row:
-    """One line of a JSONL chat file as a checked Row. Raises ValueError that begins with `source`."""
-    try:
-        data = json.loads(line.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not UTF-8 text (byte {error.start} of the line)") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: not JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise ValueError(f"{source}: JSON nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+def problem_of(name: str, error: Exception) -> Problem:
+    """Return an error as the problem of the row of that name."""
+    return Problem(name, str(error).removeprefix(f"{name}: "), cause_of(error))
+
+
+def parse_row(line: bytes, source: str, where: Path | Find) -> Row:
+    """One line of a JSONL chat file as a checked Row; `where` is the folder of its media, or how they are found.
+
+    Raises RowError that begins with `source`.
+    """
+    data = parse_json(line, source)
     if not isinstance(data, dict):
-        raise ValueError(f"{source}: a line must be an object with 'messages', not {type(data).__name__}")
+        what = f"{source}: a line must be an object with 'messages', not {type(data).__name__}"
+        raise RowError(what, "bad_type")
     for key in data:
         if key not in ROW_KEYS:
-            raise ValueError(
-                f"{source}: unknown key {key!r}{near(key, ROW_KEYS)}; a row has {', '.join(ROW_KEYS)}"
+            raise RowError(
+                f"{source}: unknown key {key!r}{near(key, ROW_KEYS)}; a row has {', '.join(ROW_KEYS)}",
+                "bad_type",
             )
     if "messages" not in data:
-        raise ValueError(f"{source}: the key 'messages' is missing")
+        raise RowError(f"{source}: the key 'messages' is missing", "bad_type")
     extra = data.get("extra", {})
     if not isinstance(extra, dict):
-        raise ValueError(f"{source}: 'extra' must be an object, not {type(extra).__name__}")
+        raise RowError(f"{source}: 'extra' must be an object, not {type(extra).__name__}", "bad_type")
     if "id" in data:
         extra = {**extra, "id": data["id"]}
-    return _row(data["messages"], extra, source, folder)
+    return make_row(data["messages"], extra, source, in_folder(where) if isinstance(where, Path) else where)
 
 
-def _row(messages: Any, extra: Mapping[str, Any], source: str, folder: Path) -> Row:
+def parse_json(text: bytes, source: str) -> Any:
+    """Strict JSON: UTF-8, no key twice, no NaN. Raises RowError that begins with `source`."""
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8 text (byte {error.start} of the line)"
+    except json.JSONDecodeError as error:
+        what = f"not JSON: {error.msg} (column {error.colno})"
+    except RecursionError:
+        what = "JSON nested too deeply"
+    except ValueError as error:
+        what = str(error)
+    raise RowError(f"{source}: {what}", "bad_json")
+
+
+def make_row(messages: Any, extra: Mapping[str, Any], source: str, find: Find) -> Row:
+    """Return OpenAI-style message dicts as a checked Row. Raises RowError that begins with `source`."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{source}: 'messages' must be a list of at least one message")
+        raise RowError(f"{source}: 'messages' must be a list of at least one message", "bad_type")
     try:
         parsed = messages_from_dicts(messages)
-        resolved = tuple(_resolve(message, folder, i) for i, message in enumerate(parsed))
+        resolved = tuple(_resolve(message, find, i) for i, message in enumerate(parsed))
         _check_answers(resolved)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise RowError(f"{source}: {error}", cause_of(error, "bad_type")) from None
     return Row(resolved, source, extra)
+
+
+def in_folder(folder: Path) -> Find:
+    """Media are files, named from a folder."""
+
+    def find(kind: str, name: str) -> str:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{kind} file {path} does not exist")
+        return path
+
+    return find
 
 
 def _check_answers(messages: tuple[Message, ...]) -> None:
     answers = [(i, message) for i, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
-        raise ValueError("no assistant message, so nothing to learn from this row")
+        raise RowError("no assistant message, so nothing to learn from this row", "empty_answer")
     for i, message in answers:
         if any(isinstance(part, MediaPart) for part in message.parts):
             raise ValueError(f"messages[{i}]: an assistant message can hold text only")
         if not "".join(part.text for part in message.parts if isinstance(part, Text)).strip():
-            raise ValueError(f"messages[{i}]: the assistant's answer is empty")
+            raise RowError(f"messages[{i}]: the assistant's answer is empty", "empty_answer")
     if not any(message.train for _, message in answers):
         raise ValueError("every assistant message has 'train' off, so nothing to learn from this row")
 
 
-def _resolve(message: Message, folder: Path, index: int) -> Message:
-    """Media named by a string become the absolute path of a file that exists."""
+def _resolve(message: Message, find: Find, index: int) -> Message:
+    """Media named by a string become what `find` gives for it."""
     if not any(isinstance(part, MediaPart) for part in message.parts):
         return message
     parts = []
     for part in message.parts:
         if isinstance(part, MediaPart) and isinstance(part.source, str):
-            path = os.path.join(folder, part.source)
-            if not os.path.isfile(path):
-                raise ValueError(f"messages[{index}]: {part.kind} file {path} does not exist")
-            part = replace(part, source=path)
+            try:
+                part = replace(part, source=find(part.kind, part.source))
+            except (ValueError, OSError) as error:
+                raise RowError(f"messages[{index}]: {error}", cause_of(error)) from None
         parts.append(part)
     return replace(message, parts=tuple(parts))
 
 
-def _index(path: Path) -> tuple[array[int], array[int], str]:
+def index_lines(path: Path) -> tuple[array[int], array[int], str]:
     """Offset and number of each line that is not blank, and the digest of the file, in one pass."""
     offsets, lines, digest = array("Q"), array("Q"), hashlib.sha256()
     offset = 0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mm_llama.data.decode import IMAGE_FORMATS, image_key, kind_of, open_image
-from mm_llama.data.files import Wanted, digest_of, open_file, opened
+from mm_llama.data.files import Member, Wanted, digest_of, open_file, opened
 from mm_llama.data.video_limits import (
     MAX_BYTES,
     MAX_DECODED,
@@ -72,7 +72,7 @@ class Clip:
 
 
 def open_clip(
-    source: str | Path | bytes | Sequence[Image.Image],
+    source: str | Path | bytes | Member | Sequence[Image.Image],
     *,
     num_frames: int,
     max_bytes: int = MAX_BYTES,
@@ -102,7 +102,7 @@ def open_clip(
 
 
 def probe_clip(
-    source: str | Path | bytes | Sequence[Image.Image],
+    source: str | Path | bytes | Member | Sequence[Image.Image],
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
@@ -124,7 +124,9 @@ def probe_clip(
         return info
 
 
-def video_key(source: str | Path | bytes | Sequence[Image.Image], *, max_bytes: int = MAX_BYTES) -> str:
+def video_key(
+    source: str | Path | bytes | Member | Sequence[Image.Image], *, max_bytes: int = MAX_BYTES
+) -> str:
     """Content identity "sha256:...": of the file's bytes, or of the sizes and pixels of PIL pictures in order."""
     if isinstance(source, (list, tuple)):
         _check_pictures(source, Limits())
@@ -136,13 +138,13 @@ def video_key(source: str | Path | bytes | Sequence[Image.Image], *, max_bytes: 
         return "sha256:" + digest_of(file)
 
 
-def medium_of(source: str | Path | bytes) -> str:
+def medium_of(source: str | Path | bytes | Member) -> str:
     """What the content of a file begins like: "image", "video" or "audio"; "" for none of these.
 
     The name's ending plays no part. Animated GIF and WebP are videos, damaged ones images. Raises as `open_clip`
     does where there is no file to look at.
     """
-    with open_file(source, _CLIP) if isinstance(source, (str, Path)) else io.BytesIO(source) as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_file(source, _CLIP) as file:
         head = file.read(HEAD_BYTES)
         container = container_of(head)
         if container in ("gif", "webp"):

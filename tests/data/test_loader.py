@@ -255,7 +255,7 @@ def test_damaged_rows_are_skipped_counted_and_never_replaced(chat, damaged, num_
     )
     seen = [int(source.rsplit(":", 1)[1]) for source in sources_of(list(loader.epoch()))]
     assert seen == [1, 2, 3, 5, 6, 7, 9, 10, 11, 12]
-    assert loader.skipped == {"bad_media": 1, "bad_row": 1}
+    assert loader.skipped == {"bad_image": 1, "bad_json": 1}
     assert any("rows.jsonl:4: image:" in text for text in loader.skip_examples)
     assert any("rows.jsonl:8: not JSON" in text for text in loader.skip_examples)
 
@@ -285,7 +285,7 @@ def test_more_skips_than_allowed_are_an_error_that_tells_the_causes(chat, damage
         max_skipped=1,
     )
     with pytest.raises(
-        ValueError, match=r"2 rows skipped \(1 bad_media, 1 bad_row\), more than loader.max_skipped=1"
+        ValueError, match=r"2 rows skipped \(1 bad_image, 1 bad_json\), more than loader.max_skipped=1"
     ):
         list(loader.epoch())
 

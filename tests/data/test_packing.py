@@ -301,7 +301,7 @@ def test_a_damaged_document_is_left_out_of_its_row_and_counted(
     (batch,) = loader.epoch()
     assert [source.rsplit(":", 1)[1] for source in batch.sources] == ["1", "2", "3", "5", "6"]
     assert batch.num_samples == 5 and len(batch.media["image"].items) == 5
-    assert loader.skipped == {"bad_media": 1}
+    assert loader.skipped == {"bad_image": 1}
 
 
 def test_impossible_packing_is_named(chat):
