@@ -20,11 +20,12 @@ from mm_llama.build import build, build_model, resolve
 from mm_llama.core.chat import ChatFormat
 from mm_llama.data.collate import collate
 from mm_llama.data.features import FeatureCache
+from mm_llama.data.held_out import held_out_samples
 from mm_llama.data.loader import Loader
 from mm_llama.data.media import KEYS, medium_reader, num_mel_frames
 from mm_llama.data.mix import Mixture
-from mm_llama.data.samples import MediaRef, Sample, SizeOf, content_key, distinct_media, make_sample
-from mm_llama.data.sources import Source, evenly
+from mm_llama.data.samples import MediaRef, Sample, SizeOf, content_key, distinct_media
+from mm_llama.data.sources import Source
 from mm_llama.dtypes import choose_dtype
 from mm_llama.eval.answers import answer_accuracy
 from mm_llama.model import MultimodalLlama
@@ -87,7 +88,7 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
         num_steps=stage["num_steps"],
         name=stage["name"],
         accumulate=stage["accumulate"],
-        eval_fn=_evaluation(held_out, chat, media, step, config["data"].get("eval_rows", 0)),
+        eval_fn=_evaluation(held_out, chat, media, step, config),
         eval_every=stage["eval_every"],
         save_every=stage["save_every"],
         keep_last=stage["keep_last"],
@@ -115,7 +116,7 @@ def held_out_evaluation(config: Mapping[str, Any]) -> tuple[MultimodalLlama, Eva
     step = _step_of(stage, model, chat)
     media = _media_of(config, model, step)
     media.prepare(held_out, config["loader"]["on_error"])
-    measure = _evaluation(held_out, chat, media, step, config["data"].get("eval_rows", 0))
+    measure = _evaluation(held_out, chat, media, step, config)
     if measure is None:
         raise ValueError(f"{config['name']} has no held-out data to evaluate on: set data.eval")
 
@@ -346,17 +347,23 @@ def batches_of(samples: list[Sample], media: MediaReader, batch_size: int = EVAL
 
 
 def _evaluation(
-    sources: list[Source], chat: ChatFormat, media: MediaReader, step: Step, limit: int
+    sources: list[Source], chat: ChatFormat, media: MediaReader, step: Step, config: Mapping[str, Any]
 ) -> Callable[[MultimodalLlama], dict[str, float]] | None:
     if not sources:
         return None
-    rows = [(source, index) for source in sources for index in range(len(source))]
-    # An even stride over the held-out rows, the same at every evaluation and in every run.
-    chosen = (rows[place] for place in evenly(len(rows), limit))
-    samples = [make_sample(source.row(index), chat, media_keys=KEYS) for source, index in chosen]
+    settings = config["loader"]
+    samples, num_skipped = held_out_samples(
+        sources,
+        chat,
+        media.load_media,
+        limit=config["data"].get("eval_rows", 0),
+        on_error=settings["on_error"],
+        max_skipped=settings["max_skipped"],
+    )
+    skipped = {"skipped": float(num_skipped)} if num_skipped else {}
     # A step that answers cannot measure brings its own.
     measure = getattr(step, "evaluate", answer_accuracy)
-    return lambda model: measure(model, batches_of(samples, media))
+    return lambda model: measure(model, batches_of(samples, media)) | skipped
 
 
 def _prefixes_hold(model: MultimodalLlama, train: Iterable[str]) -> bool:

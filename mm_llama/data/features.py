@@ -66,8 +66,8 @@ class FeatureCache:
         try:
             shard, row = self._rows[key]
         except KeyError:
-            reason = self.failed.get(key, "build the cache over this data first")
-            raise KeyError(f"no cached features for {key} in {self.folder}: {reason}") from None
+            built = f"no cached features for {key} in {self.folder}: build the cache over this data first"
+            raise KeyError(self.failed.get(key, built)) from None
         return self._shards[shard][row]
 
     def __call__(self, ref: MediaRef) -> Tensor:

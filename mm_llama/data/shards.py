@@ -120,6 +120,8 @@ class Shards:
         media: dict[str, Member] = {}
         for member in members:
             ending = _key(member.name)[1]
+            if ending in self.ignore:
+                continue
             if ending in texts:
                 raise RowError(f"{name}: the row has two members that end in .{ending}", "bad_type")
             if ending in TEXTS:
@@ -127,7 +129,7 @@ class Shards:
                     texts[ending] = file.read()
             elif f".{ending}" in KIND_OF_ENDING:
                 media[member.name] = Member(path, member.offset, member.size, member.name)
-            elif ending not in self.ignore:
+            else:
                 raise RowError(
                     f"{name}: nothing reads the member {member.name}; leave its ending out with ignore=[{ending}]",
                     "bad_type",
@@ -167,9 +169,8 @@ class Shards:
         if not isinstance(inner, dict):
             raise RowError(f"{name}.json: 'extra' must be an object, not {type(inner).__name__}", "bad_type")
         row = self.wording.row(inner | record, (), name, find)
-        left = [member for member in unused if _key(member)[1] not in self.ignore]
-        if left:
-            raise RowError(f"{name}: the member {left[0]} stands nowhere in its chat", "bad_type")
+        if unused:
+            raise RowError(f"{name}: the member {next(iter(unused))} stands nowhere in its chat", "bad_type")
         return row
 
     def _named(self, shard: int, members: Sequence[TarMember]) -> str:

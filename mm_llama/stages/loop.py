@@ -28,6 +28,8 @@ from mm_llama.stages.metrics import (
     environment,
     means,
     read_metrics,
+    skip_report,
+    skipped,
     sources,
     throughput,
     totals,
@@ -187,7 +189,7 @@ def train(
             seconds = time.perf_counter() - clock
             record = {"step": done, "epoch": loader.state_dict().get("epoch", 0)}
             record |= means(outputs, losses) | {"lr": rate, "grad_norm": norm}
-            record |= throughput(micro_batches, seconds, waited)
+            record |= throughput(micro_batches, seconds, waited) | skipped(loader)
             if eval_fn is not None and (done == num_steps or (eval_every and done % eval_every == 0)):
                 record |= _evaluate(model, table, eval_fn)
             log.write(record)
@@ -199,6 +201,8 @@ def train(
         elif done == start:
             verify(model, table, require_change=done >= max(2, num_steps))
         progress.note(table)
+        if report := skip_report(loader):
+            progress.note(report)
     summary = Summary(done, done == num_steps, log.last, saved, minutes(), table)
     write_summary(
         run_dir,
@@ -207,6 +211,7 @@ def train(
         | {
             "final": summary.final,
             "totals": totals(read_metrics(log.path)),
+            "skipped": skipped(loader),
             "checkpoint": saved.name,
             "lineage": lineage,
             "freeze": table.to_json(),

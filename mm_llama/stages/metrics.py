@@ -117,6 +117,27 @@ def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
+def skipped(loader: Any) -> dict[str, int]:
+    """Return how many rows of its data a loader has left out so far, in all and by cause; nothing for none."""
+    causes: Mapping[str, int] = getattr(loader, "skipped", {})
+    total = sum(causes.values())
+    return (
+        {"skipped": total} | {f"skipped.{cause}": causes[cause] for cause in sorted(causes)} if total else {}
+    )
+
+
+def skip_report(loader: Any) -> str:
+    """Say at the end of a run what was left out, with the first rows by name; nothing for nothing."""
+    found = skipped(loader)
+    if not found:
+        return ""
+    causes = ", ".join(
+        f"{key.removeprefix('skipped.')} {count}" for key, count in found.items() if "." in key
+    )
+    named = "".join(f"\n  {example}" for example in loader.skip_examples)
+    return f"skipped {found['skipped']} rows ({causes}), none of them replaced:{named}"
+
+
 def sources(batches: Sequence[Batch]) -> str:
     """Name the rows of batches for a message, the first few of them."""
     return shorten([source for batch in batches for source in batch.sources]) or "rows without a named source"

@@ -77,6 +77,13 @@ class Progress:
             f"{record['memory_mb'] / 1024:.1f} GB",
             f"{left // 60}:{left % 60:02d} left",
         ]
+        if record.get("skipped"):
+            causes = [
+                f"{key.removeprefix('skipped.')} {record[key]}"
+                for key in record
+                if key.startswith("skipped.")
+            ]
+            parts.insert(2, f"skipped {record['skipped']} ({', '.join(causes)})")
         return Text.assemble((self.name, "bold"), "  ", "  ".join(parts), no_wrap=True, overflow="ellipsis")
 
 
