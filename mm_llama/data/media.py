@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mm_llama.data.decode import image_key, open_image
 from mm_llama.data.files import Member, Stamp, stamp_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def clip_key(source: Any) -> str:
@@ -50,6 +50,8 @@ def read_medium(kind: str, source: Any, encoder: Any, num_frames: int = 0) -> Te
 
         mels: Tensor = encoder.preprocess(open_sound(source).samples)
         return mels
+    import torch
+
     from mm_llama.data.video import open_clip
 
     # Each frame is prepared when it is decoded: one picture at a time is in memory at the clip's own size.

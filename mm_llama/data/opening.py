@@ -16,15 +16,22 @@ FORMATS = "a JSONL file, tar shards, Parquet files, or a folder of shards, of Pa
 
 
 def open_data(
-    path: str | Path, *, on_damage: str = "error", index: str | Path | None = None, **wording: Any
+    path: str | Path,
+    *,
+    on_damage: str = "error",
+    index: str | Path | None = None,
+    ignore: Sequence[str] = (),
+    **wording: Any,
 ) -> Source:
     """Open what lies at a path, or what a pattern of shards or Parquet files names; `wording` as `Wording` takes it.
 
-    `on_damage` and `index` are for shards. Raises FileNotFoundError for nothing, ValueError for what is none of these.
+    `on_damage`, `index` and `ignore` are for shards. Raises FileNotFoundError for nothing, ValueError for what is none
+    of these.
     """
     name = str(path)
+    tars: dict[str, Any] = {"on_damage": on_damage, "index": index, "ignore": ignore}
     if name.endswith(".tar"):
-        return Shards(name, on_damage=on_damage, index=index, **wording)
+        return Shards(name, **tars, **wording)
     if name.endswith(".parquet"):
         return ParquetRows(name, **wording)
     folder = Path(name).expanduser()
@@ -33,7 +40,7 @@ def open_data(
             raise ValueError(f"{path} is no data that is read here: {FORMATS}")
         return JsonlChat(folder)
     if any(folder.glob("*.tar")) or (folder / MANIFEST).exists() or (folder / PARTIAL).exists():
-        return Shards(folder, on_damage=on_damage, index=index, **wording)
+        return Shards(folder, **tars, **wording)
     has_table = any((folder / table).is_file() for table in METADATA)
     if not has_table and any(folder.glob("*.parquet")):
         return ParquetRows(folder, **wording)

@@ -39,6 +39,7 @@ def test_every_bad_row_is_a_line_with_file_and_number(good, bad, capsys):
         f"{bad}:2: not JSON: Expecting value (column 1)",
         f"{bad}:3: no assistant message, so nothing to learn from this row",
     ]
+    assert err.endswith("1 bad_json, 1 empty_answer\n")
     assert f"{bad}: 4 rows, 2 bad" in err
 
 
@@ -65,13 +66,16 @@ def test_problems_are_capped_with_a_count(chat_file, capsys):
     assert report["num_problems"] == 61 and len(report["problems"]) == 50 and report["ok"] is False
 
 
-def test_damaged_pictures_are_found_when_asked_in_every_row_that_shows_them(good, tmp_path, capsys):
+def test_damaged_pictures_are_found_in_every_row_that_shows_them_but_not_when_told_not_to_look(
+    good, tmp_path, capsys
+):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    assert main(["data", "validate", str(good)]) == 0
-    assert main(["data", "validate", str(good), "--decode", "--json"]) == 1
+    assert main(["data", "validate", str(good), "--no-decode"]) == 0
+    assert main(["data", "validate", str(good), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert [problem["source"] for problem in report["problems"]] == [f"{good}:1", f"{good}:2"]
     assert all("a.png" in problem["what"] for problem in report["problems"])
+    assert report["causes"] == {"bad_image": 2}
 
 
 def test_a_file_without_rows_is_a_problem_and_a_missing_file_an_error(tmp_path, capsys):
@@ -93,25 +97,31 @@ def test_stats_count_what_is_in_a_file(good, capsys):
     assert report["length"] == {"min": 3, "median": 4, "p95": 4, "max": 4, "sum": 11}
     assert report["commonest_answers"] == {"yes": 2, "no": 1}
     assert report["extra"] == {"type": 3}
+    assert report["image_width"] == {"min": 3, "median": 3, "p95": 3, "max": 3, "sum": 6}
+    assert report["bad"] == {}
     assert main(["data", "stats", str(good), "--core", "tiny"]) == 0
     assert "length unit        tokens" in capsys.readouterr().out
 
 
-def test_show_prints_rows_with_their_pictures_tokens_and_extras(good, tmp_path, capsys):
-    assert main(["data", "show", str(good), "--n", "1", "--line", "2", "--core", "tiny"]) == 0
+def test_inspect_says_what_data_is_and_prints_rows_with_their_pictures_tokens_and_extras(
+    good, tmp_path, capsys
+):
+    assert main(["data", "inspect", str(good), "--n", "1", "--line", "2", "--core", "tiny"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{good}:2  (")
+    assert "format     JSONL chats" in out and "rows       3" in out
+    assert f"\n{good}:2  (" in out
     assert f"[image {tmp_path / 'a.png'}] [image {tmp_path / 'b.png'}] ?" in out
     assert "3 targets" in out and '"type": "yesno"' in out
-    assert main(["data", "show", str(good), "--json"]) == 0
-    assert [entry["source"][-1] for entry in json.loads(capsys.readouterr().out)] == ["1", "2", "3"]
+    assert main(["data", "inspect", str(good), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["shown"]
+    assert [entry["source"][-1] for entry in shown] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["show", "FILE", "--line", "9"], "has 3 lines; --line 9 is past its end"),
-        (["show", "FILE", "--n", "0"], "--n and --line count from 1"),
+        (["inspect", "FILE", "--line", "9"], "has 3 lines; --line 9 is past its end"),
+        (["inspect", "FILE", "--n", "0"], "--n and --line count from 1"),
         (["validate", "FILE", "--max-tokens", "9"], "--max-tokens needs --tokenizer PATH or --core NAME"),
         (["validate", "FILE", "--chat", "plain"], "--chat needs --tokenizer PATH or --core NAME"),
         (
@@ -163,7 +173,7 @@ def test_make_writes_the_splits_of_tuxpaint(tmp_path):
 def test_validation_needs_no_torch(good):
     code = (
         "import sys; from mm_llama.cli import main; "
-        "code = main(['data', 'validate', sys.argv[1], '--core', 'tiny', '--decode']); "
+        "code = main(['data', 'validate', sys.argv[1], '--core', 'tiny']); "
         "sys.exit(code or ('torch' in sys.modules) * 9)"
     )
     done = subprocess.run(
