@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from mm_llama.cli.data_cache import add_cache
 from mm_llama.cli.data_check import add_checks
 from mm_llama.cli.data_clips import add_clip_makers
 from mm_llama.cli.data_pack import add_packing
@@ -23,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_checks(verbs)
     add_packing(verbs)
+    add_cache(verbs)
 
     make = verbs.add_parser("make", help="turn a data set of the assets into chat files")
     sets = make.add_subparsers(dest="name", required=True)

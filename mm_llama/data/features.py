@@ -8,6 +8,7 @@ Shapes: n media, N tokens a medium, T frames of a recording, E encoder width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,7 +33,8 @@ class FeatureCache:
 
     Another of the three is another folder under `folder`, so a stale feature is never read. Shards are
     safetensors files, each written whole under a temporary name first; an interrupted `build` goes on where
-    it stopped.
+    it stopped. Any number of processes may read and build at once: none sees a part of a shard, and at worst two encode
+    the same medium. When a shard was last opened is its time of modification, which `mm-llama data cache` goes by.
     """
 
     def __init__(
@@ -52,8 +54,14 @@ class FeatureCache:
         self._shards: list[Sequence[Tensor] | Tensor] = []
         self._rows: dict[str, tuple[int, int]] = {}  # content key -> shard, row of it
         self.failed: dict[str, str] = {}  # content key -> why `build` could not read the medium
+        self._mapped: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what other processes have built since."""
         for path in sorted(self.folder.glob("*.safetensors")):
-            self._map(path)
+            if path.name not in self._mapped and path.is_file():
+                self._map(path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,6 +105,7 @@ class FeatureCache:
         """
         if on_error not in ("error", "skip"):
             raise ValueError(f"on_error must be 'error' or 'skip', not {on_error!r}")
+        self.refresh()
         missing = {ref.key: ref for ref in refs if ref.key not in self._rows}
         keys: list[str] = []
         parts: list[Tensor] = []
@@ -172,6 +181,8 @@ class FeatureCache:
                 metadata = file.metadata() or {}
                 features = file.get_tensor("features")
                 ends = file.get_tensor("ends").tolist() if "ends" in file.keys() else None  # noqa: SIM118
+        except FileNotFoundError:  # pruned between the listing and now: to be built again
+            return
         except SafetensorError as error:
             raise ValueError(
                 f"cached features {path} cannot be read ({error}); delete the file and build again"
@@ -185,6 +196,9 @@ class FeatureCache:
                 f"cached features {path} are for {found}, expected {self.identity}; "
                 "delete the file and build again"
             )
+        with contextlib.suppress(OSError):  # of another user, or on a disk that cannot be written to
+            os.utime(path)
+        self._mapped.add(path.name)
         self._rows.update({key: (len(self._shards), row) for row, key in enumerate(keys)})
         self._shards.append(features)
 
