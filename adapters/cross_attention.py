@@ -14,10 +14,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mm_llama.core.fan_out import fan_out
-from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, joined, merge_heads, split_heads
+from mm_llama.core.layers import FeedForward, Linear, RMSNorm, attend, merge_heads, split_heads, together
 
 Ragged = tuple[Tensor, Tensor]
 
@@ -86,6 +85,8 @@ class GatedCrossAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Grouped-query attention from text to media, with RMS-normed queries and keys and no positions."""
 
+    products = (("q",), ("k", "v"), ("o",))
+
     def __init__(
         self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float = 1e-5
     ) -> None:
@@ -100,11 +101,8 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, media_MND: Tensor, values_MND: Tensor) -> tuple[Tensor, Tensor]:
         """Return normed keys and values, float[M, K, N, d] each."""
-        weight = joined((self.k, self.v)) if media_MND is values_MND else None
-        if weight is None:
-            keys, values = self.k(media_MND), self.v(values_MND)
-        else:
-            keys, values = F.linear(media_MND, weight.to(media_MND.dtype)).chunk(2, dim=-1)
+        both = together(media_MND, (self.k, self.v)) if media_MND is values_MND else None
+        keys, values = (self.k(media_MND), self.v(values_MND)) if both is None else both.chunk(2, dim=-1)
         keys_MKNd = self.k_norm(split_heads(keys, self.num_kv_heads))
         return keys_MKNd, split_heads(values, self.num_kv_heads)
 

@@ -26,11 +26,14 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     beam: int = 0,
+    weights: str = "auto",
 ) -> Assistant:
     """Load a core (a name of conf/core or a checkpoint's path) and attach trained adapters (run folders).
 
     `dtype` "auto" is bfloat16 where the device computes in it, else float32. `threads` sets torch's number of
-    threads for the whole process. With `beam` > 0 what recordings say is searched among so many readings
+    threads for the whole process. `weights` says how they are held (`MultimodalLlama.hold`): "auto" as this device
+    reads them fastest, the same numbers; "int8" rounded, half the bytes; "plain" as they are, to be read, moved or
+    trained. With `beam` > 0 what recordings say is searched among so many readings
     (`mm_llama.generation.beam`). Raises ValueError for an adapter of another core, naming both digests, and for a
     search where no readout is attached.
     """
@@ -52,7 +55,9 @@ def load(
     _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    model, tokenizer, chat_format = load_model(str(core), adapters, choose_dtype(dtype, device), device)
+    chosen = choose_dtype("bfloat16" if (dtype, weights) == ("auto", "int8") else dtype, device)
+    model, tokenizer, chat_format = load_model(str(core), adapters, chosen, device)
+    model.hold(weights)
     if beam:
         from mm_llama.generation.beam import BeamSearch, listen_by
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mm_llama.batch import Batch, Media, restarting
 from mm_llama.core.cache import KVCache
+from mm_llama.core.kernels import blocks_pay
+from mm_llama.core.layers import hold_products
 from mm_llama.core.llama import Between, Llama
 from mm_llama.modality import CrossAttended, MediaState, Plan, plan
 from mm_llama.prefixes import Prefixes
@@ -23,6 +25,7 @@ from mm_llama.splice import Spliced, spliced
 from mm_llama.spoken import Spoken
 
 Modality = CrossAttended | Spliced | Spoken
+WEIGHTS = ("auto", "plain", "int8")  # how they are held for inference (`MultimodalLlama.hold`)
 
 
 class MultimodalLlama(nn.Module):
@@ -44,6 +47,29 @@ class MultimodalLlama(nn.Module):
     def device(self) -> torch.device:
         """Device of the core's weights."""
         return self.core.embedding.weight.device
+
+    def hold(self, weights: str = "auto") -> None:
+        """Hold weights in the form that inference is fastest with; they can then be neither trained nor moved.
+
+        `plain` leaves all as it is. `auto` has the same numbers in another layout, where a CPU computes in bfloat16.
+        `int8` rounds the core's weights, and no adapter's: half the bytes, other logits. Raises ValueError for
+        another word, and for `int8` in another dtype than bfloat16.
+        """
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
+        blocked = blocks_pay(self.dtype, self.device)
+        if weights == "int8":
+            if self.dtype != torch.bfloat16:
+                raise ValueError(
+                    f"weights='int8' computes in bfloat16, and the model is {self.dtype}: leave out dtype, or say bfloat16"
+                )
+            self.core.hold("int8")
+        elif weights == "auto" and blocked:
+            self.core.hold("blocked")
+        if weights != "plain" and blocked:
+            for modality in self.modality.values():
+                if isinstance(modality, CrossAttended):
+                    hold_products(modality.adapter, "blocked")
 
     def prepare(
         self, batch: Batch, embeddings: Mapping[str, list[Tensor]] | None = None

@@ -71,7 +71,14 @@ def main(argv: list[str]) -> int:
     from mm_llama.generation.sampling import Sampling
 
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    assistant = load(options.core, adapters, dtype=options.dtype, threads=options.threads, beam=options.beam)
+    assistant = load(
+        options.core,
+        adapters,
+        dtype=options.dtype,
+        threads=options.threads,
+        beam=options.beam,
+        weights=options.weights,
+    )
     speaker = speaker_of(assistant) if options.speak else None
     loaded = time.perf_counter()
     for medium in media:
@@ -218,6 +225,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-k", type=int, default=0, help="sample from this many likeliest tokens (default: all)")
     add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
+    add(
+        "--weights",
+        default="auto",
+        help="auto (as the device reads them fastest), plain, or int8: rounded, the fastest (default: %(default)s)",
+    )
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add("--json", action="store_true", help="print one JSON object")
     add("--no-stream", action="store_true", help="print the answer when it is complete")

@@ -46,12 +46,14 @@ class KVCache:
 
     def slots(self, positions_BS: Tensor) -> Slots:
         """Plan one forward pass that writes int64[B, S] `positions_BS`."""
-        end = int(positions_BS.max()) + 1
+        # Read back at once: one number after another would wait for a GPU as often.
+        rows = positions_BS.tolist()
+        end = max(map(max, rows)) + 1
         if end > self.length:
             raise ValueError(f"position {end - 1} does not fit a cache of {self.length} slots")
-        first = positions_BS[0]
-        start = int(first[0])
-        aligned = bool((positions_BS == first).all()) and int(first[-1]) - start == len(first) - 1
+        first = rows[0]
+        start = first[0]
+        aligned = first[-1] - start == len(first) - 1 and all(row == first for row in rows)
         return Slots(self, positions_BS, end, start if aligned else None)
 
     def select(self, rows: Tensor) -> KVCache:
@@ -69,6 +71,7 @@ class Slots:
     positions_BS: Tensor
     end: int
     start: int | None  # of the common contiguous range; None when rows differ
+    rows_B1: Tensor | None = None  # the same in every layer
 
     def mask(self) -> Tensor | None:
         """Return bool[B or 1, S, T]; None when the one new position sees every slot in use."""
@@ -81,10 +84,12 @@ class Slots:
         """Store the new keys and values and return all that are in use, float[B, K, T, d]."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         if self.start is not None:
-            keys[:, :, self.start : self.end] = k_BKSd
-            values[:, :, self.start : self.end] = v_BKSd
+            length = self.end - self.start
+            keys.narrow(2, self.start, length).copy_(k_BKSd)
+            values.narrow(2, self.start, length).copy_(v_BKSd)
         else:
-            rows = torch.arange(len(keys), device=keys.device)[:, None]
-            keys[rows, :, self.positions_BS] = k_BKSd.transpose(1, 2)
-            values[rows, :, self.positions_BS] = v_BKSd.transpose(1, 2)
-        return keys[:, :, : self.end], values[:, :, : self.end]
+            if self.rows_B1 is None:
+                self.rows_B1 = torch.arange(len(keys), device=keys.device)[:, None]
+            keys[self.rows_B1, :, self.positions_BS] = k_BKSd.transpose(1, 2)
+            values[self.rows_B1, :, self.positions_BS] = v_BKSd.transpose(1, 2)
+        return keys.narrow(2, 0, self.end), values.narrow(2, 0, self.end)

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mm_llama.core.kernels import FORMS, Kernel
 from mm_llama.core.products import linear
 
 # Above this many scores per head the fused kernel wins; below it, explicit products are faster on a CPU
 # (its backward above all) and give the same bits whatever the batch holds.
 _FUSED_SCORES = 512 * 512
-# A single query sees few keys fastest by the fused kernel, which uses one thread for each KV head; more of them are
-# read by all threads in explicit products.
-_ONE_QUERY = 512
+# A single query sees few keys fastest by the fused kernel, which uses one thread for each KV head; more of them (those
+# of all heads and rows together) are read by all threads in explicit products.
+_FEW_KEYS = 2048
 
 Rope = tuple[Tensor, Tensor]  # cosines and signed sines of `rotate`
 
@@ -29,12 +30,16 @@ class Linear(nn.Linear):
     """Bias-free linear map that computes in its input's dtype, so float32 masters serve bfloat16 compute."""
 
     _joined: Tensor | None = None  # of the first of several maps: all their weights (`joined`)
+    _held: tuple[Kernel, int, int] | None = None  # the product that gives this map's outputs, and where (`hold`)
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = False) -> None:
         super().__init__(in_dim, out_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float[..., in] to float[..., out] in the dtype of `x`."""
+        if self._held is not None:
+            kernel, first, end = self._held
+            return _held_product(kernel, x)[..., first:end]
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         if weight.dtype != x.dtype:
@@ -44,12 +49,54 @@ class Linear(nn.Linear):
         return linear(x, weight) if bias is None else F.linear(x, weight, bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if self._held is not None:
+            raise ValueError("this model's weights are held for inference as they are: load it anew elsewhere")
         # What is moved or cast is no longer a part of the joined weights, which would stay behind in memory.
         self._joined = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_joined"}
+
+
+def together(x: Tensor, maps: Sequence[Linear]) -> Tensor | None:
+    """Return the outputs of bias-free maps of one input side by side, float[..., sum of outs], by one product.
+
+    None where each is to be called by itself (`joined` says when).
+    """
+    held = maps[0]._held
+    if held is not None:
+        alone = any(part._forward_hooks or part._forward_pre_hooks for part in maps)
+        return None if alone else _held_product(held[0], x)
+    weight = joined(maps)
+    return None if weight is None else linear(x, weight.to(x.dtype))
+
+
+def hold(maps: Sequence[Linear], form: str) -> None:
+    """Hold the weights of bias-free maps of one input as one product of that form (`FORMS`), for inference alone.
+
+    What they were is let go: in their place stand empty ones of their shape, without a value.
+    """
+    kernel = FORMS[form](torch.cat([part.weight.detach() for part in maps]) if len(maps) > 1 else maps[0].weight)
+    first = 0
+    for part in maps:
+        end = first + part.out_features
+        part._joined, part._held = None, (kernel, first, end)
+        part.weight = nn.Parameter(part.weight.to("meta"), requires_grad=False)
+        first = end
+
+
+def hold_products(module: nn.Module, form: str) -> None:
+    """Hold the maps of all attention and feed-forward layers in a module, those of one input together."""
+    for layer in module.modules():
+        for names in getattr(layer, "products", ()):
+            hold([getattr(layer, name) for name in names], form)
+
+
+def _held_product(kernel: Kernel, x: Tensor) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError('weights held for inference give no gradients: load the model with weights="plain"')
+    return kernel(x)
 
 
 def joined(maps: Sequence[Linear]) -> Tensor | None:
@@ -109,14 +156,14 @@ class RMSNorm(nn.Module):
         """Normalise the last axis of float[..., dim]; the result has the dtype of `x`."""
         if x.dtype == self.weight.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # Not that function: it rounds after the weight, where Llama rounds before it.
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return y.to(x.dtype) * self.weight.to(x.dtype)
+        # The weight apart: that function would round after it, where Llama rounds before it.
+        return F.rms_norm(x, self.weight.shape, None, self.eps) * self.weight.to(x.dtype)
 
 
 class FeedForward(nn.Module):
     """SwiGLU: `down(silu(gate x) * up x)`."""
+
+    products = (("gate", "up"), ("down",))
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -126,10 +173,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float[..., D] to float[..., D]."""
-        weight = joined((self.gate, self.up))
-        if weight is None:
+        both = together(x, (self.gate, self.up))
+        if both is None:
             return self.down(F.silu(self.gate(x)) * self.up(x))
-        gate, up = linear(x, weight.to(x.dtype)).chunk(2, dim=-1)
+        gate, up = both.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -149,7 +196,7 @@ def attend(
     """
     B, H, S, d = q_BHSd.shape
     K, T = k_BKTd.shape[1], k_BKTd.shape[2]
-    if S == 1 and T <= _ONE_QUERY and added_BST is None and not q_BHSd.is_cuda:
+    if S == 1 and B * K * T <= _FEW_KEYS and added_BST is None and not q_BHSd.is_cuda:
         # The heads that share a KV head are queries of one head here: no key is copied.
         mask = None if mask_BST is None else mask_BST[:, None]
         out = F.scaled_dot_product_attention(q_BHSd.view(B, K, H // K, d), k_BKTd, v_BKTd, attn_mask=mask)
@@ -189,5 +236,5 @@ def rotate(x_BHSd: Tensor, rope: Rope) -> Tensor:
     """Apply rotary positions to float[B, H, S, d] in float32; pairs are (i, i + d/2), the first has minus the sine."""
     cos, sin = rope
     x = x_BHSd.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((second, first), dim=-1) * sin).to(x_BHSd.dtype)
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos, swapped, sin).to(x_BHSd.dtype)

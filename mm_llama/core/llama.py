@@ -17,16 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from mm_llama.core.cache import KVCache, Slots
+from mm_llama.core.kernels import FORMS, Kernel
 from mm_llama.core.layers import (
     FeedForward,
     Linear,
     RMSNorm,
     Rope,
     attend,
-    joined,
+    hold,
+    hold_products,
     merge_heads,
     rotate,
     split_heads,
+    together,
 )
 from mm_llama.core.packed import Documents, attend_documents, find_documents
 from mm_llama.core.products import linear
@@ -89,6 +92,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied else Linear(config.dim, config.vocab_size)
         self._frequencies: Tensor | None = None
+        self._tied_head: Kernel | None = None  # of the embedding, as `hold` was told to hold it
 
     def init_weights(self, seed: int) -> None:
         """Draw every weight: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 layers), norms around 1."""
@@ -200,8 +204,24 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project float[..., D] to float32 logits [..., V] with the output head or the tied embedding."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return linear(hidden, weight.to(hidden.dtype)).float()
+        if self.head is not None:
+            logits: Tensor = self.head(hidden)
+        elif self._tied_head is not None:
+            logits = self._tied_head(hidden)
+        else:
+            logits = linear(hidden, self.embedding.weight.to(hidden.dtype))
+        return logits.float()
+
+    def hold(self, form: str) -> None:
+        """Hold all weights that are multiplied with in a form for inference (`mm_llama.core.kernels.FORMS`).
+
+        They can then be neither trained, moved nor read: what was exact bits stays so in the form `blocked` alone.
+        """
+        hold_products(self, form)
+        if self.head is None:
+            self._tied_head = FORMS[form](self.embedding.weight)
+        else:
+            hold((self.head,), form)
 
     def rope(self, positions_BS: Tensor) -> Rope:
         """Return cosines and signed sines (`rotate`), float32[B, 1, S, d], in the half-split form."""
@@ -231,6 +251,8 @@ class Layer(nn.Module):
 class SelfAttention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
+    products = (("q", "k", "v"), ("o",))
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
@@ -242,12 +264,12 @@ class SelfAttention(nn.Module):
     def forward(self, x_BSD: Tensor, rope: Rope, mask: Mask, slots: Slots | None, index: int) -> Tensor:
         """Attend within each row or document, or to everything the cache holds at earlier positions of the row."""
         H, K = self.num_heads, self.num_kv_heads
-        weight = joined((self.q, self.k, self.v))
-        if weight is None:
+        every = together(x_BSD, (self.q, self.k, self.v))
+        if every is None:
             q, k = rotate(split_heads(self.q(x_BSD), H), rope), rotate(split_heads(self.k(x_BSD), K), rope)
             v = split_heads(self.v(x_BSD), K)
         else:
-            heads = split_heads(linear(x_BSD, weight.to(x_BSD.dtype)), H + 2 * K)
+            heads = split_heads(every, H + 2 * K)
             q, k = rotate(heads[:, : H + K], rope).split((H, K), dim=1)
             v = heads[:, H + K :]
         if slots is not None:
