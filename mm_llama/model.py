@@ -61,7 +61,8 @@ class MultimodalLlama(nn.Module):
         if weights == "int8":
             if self.dtype != torch.bfloat16:
                 raise ValueError(
-                    f"weights='int8' computes in bfloat16, and the model is {self.dtype}: leave out dtype, or say bfloat16"
+                    f"weights='int8' computes in bfloat16, and the model is {self.dtype}: "
+                    "leave out dtype, or say bfloat16"
                 )
             self.core.hold("int8")
         elif weights == "auto" and blocked:

@@ -136,6 +136,11 @@ def write_facts(path: str | Path | None, facts: Mapping[str, Any]) -> None:
     write_text(Path(path), json.dumps(facts, indent=1) + "\n")
 
 
+def run_file(bench: str) -> Path:
+    """Return where the numbers of a measurement are kept when nobody says otherwise: its run folder, by the time."""
+    return Path("runs") / f"bench_{bench}" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table, the first column to the left, the others to the right."""
     from rich.console import Console
@@ -146,7 +151,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=118, markup=False, highlight=False).print(table)
+    Console(width=160, markup=False, highlight=False).print(table)
     print()
 
 

@@ -8,6 +8,7 @@ from mm_llama.core.messages import near
 
 # name -> what it measures; the module is mm_llama.bench.NAME, imported when it is asked for.
 BENCHES = {
+    "text": "a core against transformers: prompt, first token, decoding, int8, memory, start, the roofline",
     "image": "a released vision layout against transformers: first token, decoding, cache, image towers",
     "video": "frames of a long clip read, decoded and encoded, against decoding all of it; memory by length",
     "speech": "sound to the first token in its terms, recordings of all lengths, the cost of the paper's size",

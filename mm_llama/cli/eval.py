@@ -149,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
         task.add_argument("--limit", type=int, default=0, metavar="N", help="N rows at even strides (0: all)")
         task.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 (default: %(default)s)")
         task.add_argument("--device", default="cpu")
-        task.add_argument("--weights", default="plain", help="plain, auto or int8, as of `ask` (default: %(default)s)")
+        task.add_argument(
+            "--weights", default="plain", help="plain, auto or int8, as of `ask` (default: %(default)s)"
+        )
         task.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
         task.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
         task.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON as well")
@@ -361,9 +363,9 @@ def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFor
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, *rest = load_model(args.core, args.adapter, choose_dtype(args.dtype, args.device), args.device)
-    model.hold(args.weights)
-    return model, *rest
+    loaded = load_model(args.core, args.adapter, choose_dtype(args.dtype, args.device), args.device)
+    loaded[0].hold(args.weights)
+    return loaded
 
 
 def _needs_adapter(args: argparse.Namespace) -> None:

@@ -30,7 +30,9 @@ class Linear(nn.Linear):
     """Bias-free linear map that computes in its input's dtype, so float32 masters serve bfloat16 compute."""
 
     _joined: Tensor | None = None  # of the first of several maps: all their weights (`joined`)
-    _held: tuple[Kernel, int, int] | None = None  # the product that gives this map's outputs, and where (`hold`)
+    _held: tuple[Kernel, int, int] | None = (
+        None  # the product that gives this map's outputs, and where (`hold`)
+    )
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = False) -> None:
         super().__init__(in_dim, out_dim, bias=bias)
@@ -50,7 +52,9 @@ class Linear(nn.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         if self._held is not None:
-            raise ValueError("this model's weights are held for inference as they are: load it anew elsewhere")
+            raise ValueError(
+                "this model's weights are held for inference as they are: load it anew elsewhere"
+            )
         # What is moved or cast is no longer a part of the joined weights, which would stay behind in memory.
         self._joined = None
         return super()._apply(fn, recurse)
@@ -77,7 +81,9 @@ def hold(maps: Sequence[Linear], form: str) -> None:
 
     What they were is let go: in their place stand empty ones of their shape, without a value.
     """
-    kernel = FORMS[form](torch.cat([part.weight.detach() for part in maps]) if len(maps) > 1 else maps[0].weight)
+    kernel = FORMS[form](
+        torch.cat([part.weight.detach() for part in maps]) if len(maps) > 1 else maps[0].weight
+    )
     first = 0
     for part in maps:
         end = first + part.out_features
