@@ -33,11 +33,17 @@ def read_bandwidth(num_bytes: int, seconds: float = 1.0, device: torch.device | 
     return matrix.nbytes / _best(passes, seconds, torch.device(device))
 
 
-@torch.inference_mode()
-def flops_of(call: Callable[[], Any]) -> int:
-    """Count the floating-point operations of the matrix products in a call; attention is counted whole."""
+def flops_of(call: Callable[[], Any], training: bool = False) -> int:
+    """Count the floating-point operations of the matrix products in a call; attention is counted whole.
+
+    With `training` gradients are taken in it, and the products of the backward pass are counted too.
+    """
     # The fused attention kernels of a CPU are not counted, its products are.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.inference_mode(not training),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         call()
     return int(counter.get_total_flops())
 

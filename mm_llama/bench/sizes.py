@@ -12,6 +12,19 @@ SCALED: dict[str, dict[str, Any]] = {
         "layers": (3, 7),
         "tower": {"width": 320, "num_layers": 8, "num_heads": 4, "ffn_dim": 1280, "taps": [1, 3, 5, 7]},
     },
+    # The default core's shape with blocks in its upper layers, where the default adapter has them.
+    "smollm2": {
+        "core": {
+            "dim": 576,
+            "num_layers": 30,
+            "num_heads": 9,
+            "num_kv_heads": 3,
+            "ffn_dim": 1536,
+            "vocab_size": 49152,
+        },
+        "layers": (18, 20, 22, 24, 26, 28),
+        "tower": {"width": 320, "num_layers": 8, "num_heads": 4, "ffn_dim": 1280, "taps": [1, 3, 5, 7]},
+    },
     "tiny": {
         "core": {"dim": 64, "num_layers": 4, "num_heads": 4, "ffn_dim": 96, "vocab_size": 96},
         "layers": (1, 3),

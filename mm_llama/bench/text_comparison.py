@@ -135,11 +135,11 @@ class Comparison:
         options += ["--prompt", prompt, "--new-tokens", str(self.new_tokens)]
         sides = [side for side in ("ours", "int8") if side in self.sides] + ["transformers"]
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-        for number in range(starts + 1):  # the first round fills the file cache
+        for number in range(starts if starts == 1 else starts + 1):
             for side in sides if number % 2 == 0 else sides[::-1]:
                 print(f"a fresh process, {side} ...", file=sys.stderr)
                 done = peak_of_child("mm_llama.bench.startup", [side, *options])
-                if number:
+                if number or starts == 1:  # the first of several rounds fills the file cache
                     runs[side].append(done)
         start: dict[str, Any] = {"case": "start to first token, fresh process"}
         memory: dict[str, Any] = {"case": "peak memory of it"}

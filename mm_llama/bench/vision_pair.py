@@ -36,9 +36,8 @@ GET_TRANSFORMERS = 'pip install "mm_llama[oracles]"'
 def scaled_sizes(name: str) -> Sizes:
     """Return the numbers of a scaled-down vision model."""
     parts = SCALED[name]
-    core = LlamaConfig(
-        **parts["core"], num_kv_heads=1, rope_scaling=RopeScaling(), max_context=131_072, norm_eps=1e-5
-    )
+    numbers = {"num_kv_heads": 1} | parts["core"]
+    core = LlamaConfig(**numbers, rope_scaling=RopeScaling(), max_context=131_072, norm_eps=1e-5)
     tower = released_tower() | {"tile_size": 448, "num_global_layers": 2} | parts["tower"]
     return Sizes(core, parts["layers"], tower)
 

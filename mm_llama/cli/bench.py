@@ -10,6 +10,7 @@ from mm_llama.core.messages import near
 BENCHES = {
     "text": "a core against transformers: prompt, first token, decoding, int8, memory, start, the roofline",
     "image": "a released vision layout against transformers: first token, decoding, cache, image towers",
+    "train": "a step of an image adapter on a frozen core against transformers: same batch, masks, frozen parts",
     "video": "frames of a long clip read, decoded and encoded, against decoding all of it; memory by length",
     "speech": "sound to the first token in its terms, recordings of all lengths, the cost of the paper's size",
     "voice": "words of the core to first sound in its terms, beside the teacher engine, real-time factor, memory",

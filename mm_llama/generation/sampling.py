@@ -11,9 +11,10 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from mm_llama.core.products import likeliest
 
 _NUCLEUS = 1024
 
@@ -79,10 +80,7 @@ class Sampler:
 
 def greedy(logits: Tensor) -> Tensor:
     """The likeliest token, the lowest id among equals: float[..., V] -> int64[...]."""
-    if logits.is_cpu and logits.dtype == torch.float32:
-        # The same index, found with vector instructions: 5 microseconds for 49,152 tokens rather than 120.
-        return torch.from_numpy(np.asarray(logits.detach().numpy().argmax(-1)))
-    return logits.argmax(-1)
+    return likeliest(logits)
 
 
 def probabilities(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mm_llama.batch import Batch
 from mm_llama.core.llama import Llama
+from mm_llama.core.products import likeliest
 from mm_llama.modality import MediaState
 from mm_llama.model import MultimodalLlama
 
@@ -104,7 +105,7 @@ def cross_entropy(
 
 def _chunk_loss(core: Llama, states_TD: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
     logits_TV = core.logits(states_TD)
-    num_correct = (logits_TV.detach().argmax(-1) == labels_T).sum()
+    num_correct = (likeliest(logits_TV.detach()) == labels_T).sum()
     return F.cross_entropy(logits_TV, labels_T, reduction="sum"), num_correct
 
 
