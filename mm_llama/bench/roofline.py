@@ -29,7 +29,7 @@ def read_bandwidth(num_bytes: int, seconds: float = 1.0, device: torch.device | 
     columns = 2048
     matrix = torch.randn(max(1, num_bytes // (4 * columns)), columns, device=device)
     vector = torch.randn(columns, device=device)
-    passes = [lambda: matrix @ vector, matrix.sum, matrix.amax]
+    passes: list[Callable[[], Any]] = [lambda: matrix @ vector, matrix.sum, matrix.amax]
     return matrix.nbytes / _best(passes, seconds, torch.device(device))
 
 
