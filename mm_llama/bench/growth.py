@@ -1,4 +1,4 @@
-"""`mm-llama bench growth`: time and memory against the number of pictures in one conversation and of clips in a batch.
+"""`mm-llama bench growth`: time and memory against the number of rows, tokens, pictures and clips.
 
 Features are random and the adapters untrained: neither time nor memory depends on what they hold. Each point is a
 process of its own, because a process's peak of memory never comes down.
@@ -28,7 +28,12 @@ CASES = {
     "turns": "pictures, each in a turn of its own",
     "run": "pictures, one after another before one question",
     "clips": "clips of 64 frames, a row each, in one batch",
+    "rows": "rows of 64 tokens in one batch",
+    "tokens": "tokens of one prompt",
+    "answer": "tokens of one answer",
 }
+UNITS = {"turns": "pictures", "run": "pictures"}  # of the others, their name
+TEXT_TOKENS = 64  # of a row of text, and of the prompt of an answer
 WORDS = 12  # tokens of text around each medium
 REPEATS = 3
 
@@ -51,10 +56,12 @@ def main(argv: list[str]) -> int:
         "machine": machine_facts(),
         "cases": {},
     }
-    for case in CASES:
-        counts = positives(
-            "--clips" if case == "clips" else "--counts", args.clips if case == "clips" else args.counts
-        )
+    cases = [name.strip() for name in args.cases.split(",")]
+    if unknown := [name for name in cases if name not in CASES]:
+        raise ValueError(f"--cases holds {unknown[0]!r}, expected some of {', '.join(CASES)}")
+    for case in cases:
+        option = "counts" if case in UNITS else case
+        counts = positives(f"--{option}", getattr(args, option))
         options = [
             "--core",
             args.core,
@@ -90,7 +97,7 @@ def main(argv: list[str]) -> int:
         show_table(
             f"{value['what']}: R² of a line {value['r2_seconds']:.4f} in time, {value['r2_bytes']:.4f} in memory; "
             f"one of the last costs {value['per_item_seconds']:.2f} and {value['per_item_bytes']:.2f} of the first",
-            (case, "media read", "prompt read", "keys and values", "peak above the model"),
+            (case, "media read", "text read or made", "keys and values", "peak above the model"),
             rows,
         )
     return 0
@@ -98,8 +105,12 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mm-llama bench growth", description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", default=",".join(CASES), help="some of them (default: %(default)s)")
     parser.add_argument("--counts", default="1,2,4,8,16,32", help="pictures (default: %(default)s)")
     parser.add_argument("--clips", default="1,2,4,8,16", help="clips of a batch (default: %(default)s)")
+    parser.add_argument("--rows", default="1,2,4,8,16,32", help="rows of a batch (default: %(default)s)")
+    parser.add_argument("--tokens", default="64,128,256,512,1024", help="of a prompt (default: %(default)s)")
+    parser.add_argument("--answer", default="16,32,64,128,256", help="tokens made (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=64, help="frames of a clip (default: %(default)s)")
     parser.add_argument("--core", default="smollm2_135m")
     parser.add_argument("--image", default="efficientnet_lite0", help="modality/image (default: %(default)s)")
@@ -124,6 +135,8 @@ def _point(case: str, count: int, core: str, image: str, video: str, frames: int
         for name, weight in modality.adapter.named_parameters():
             if name.endswith("gate"):
                 weight.fill_(0.5)
+    if case not in ("clips", *UNITS):
+        return _text_point(case, count, model.core)
     kind = "video" if case == "clips" else "image"
     encoder: Any = model.encoder_of("image")
     shape = (encoder.num_tokens, config["modality"]["image"]["encoder"]["dim"])
@@ -156,6 +169,40 @@ def _point(case: str, count: int, core: str, image: str, video: str, frames: int
         "attach_s": min(attach),
         "prefill_s": min(prefill),
         "media_bytes": held,
+        "extra_bytes": peak_bytes() - before,
+    }
+
+
+def _text_point(case: str, count: int, core: Any) -> dict[str, Any]:
+    """Time text alone: reading a batch or a prompt, or making an answer behind one."""
+    import torch
+
+    from mm_llama.core.cache import KVCache
+
+    rows, length = (count, TEXT_TOKENS) if case == "rows" else (1, count if case == "tokens" else TEXT_TOKENS)
+    made = count if case == "answer" else 0
+    tokens = torch.randint(3, 200, (rows, length), generator=torch.Generator().manual_seed(0))
+    last = torch.zeros(rows, length, dtype=torch.bool)
+    last[:, -1] = True
+    seconds = []
+    with torch.inference_mode():
+        core(tokens[:1, :2])
+        before = peak_bytes()
+        for _ in range(REPEATS):
+            cache = KVCache(core.config, rows, length + made)
+            start = time.perf_counter()
+            core(tokens, cache=cache, at=last)
+            if made:
+                start = time.perf_counter()
+            for place in range(made):
+                core(tokens[:, :1], positions_BS=torch.full((rows, 1), length + place), cache=cache)
+            seconds.append(time.perf_counter() - start)
+    return {
+        "count": count,
+        "positions": rows * (length + made),
+        "attach_s": 0.0,
+        "prefill_s": min(seconds),
+        "media_bytes": cache.keys.nbytes + cache.values.nbytes,
         "extra_bytes": peak_bytes() - before,
     }
 
@@ -200,7 +247,9 @@ def _plot(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(found["cases"]), figsize=(12, 6), layout="constrained")
+    figure, axes = pyplot.subplots(
+        2, len(found["cases"]), figsize=(4 * len(found["cases"]), 6), layout="constrained"
+    )
     for column, (case, value) in enumerate(found["cases"].items()):
         counts = [point["count"] for point in value["points"]]
         for row, (key, scale, unit) in enumerate(
@@ -215,7 +264,7 @@ def _plot(found: dict[str, Any], path: Path) -> None:
             axis.set_xlim(left=0)
             axis.set_ylim(bottom=0)
             axis.set_ylabel(unit)
-            axis.set_xlabel(case if case == "clips" else "pictures")
+            axis.set_xlabel(UNITS.get(case, case))
             if not row:
                 axis.set_title(value["what"], fontsize=10)
             axis.grid(alpha=0.3)

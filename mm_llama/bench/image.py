@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mm_llama.bench.measure import machine_facts, megabytes, positive, show_table, write_facts
+from mm_llama.bench.measure import machine_facts, megabytes, positive, run_file, show_table, write_facts
 from mm_llama.bench.sizes import SIZES
 
 EXAMPLES = """examples:
@@ -73,8 +73,10 @@ def main(argv: list[str]) -> int:
             "early_skip": run.early_skip(),
         }
         facts["roofline"] = run.roofline(facts["times"])
-    write_facts(args.json, facts)
+    path = args.json or run_file("image")
+    write_facts(path, facts)
     show(facts)
+    print(f"written to {path}")
     if wrong:
         print(
             f"error: the two models differ ({', '.join(entry['case'] for entry in wrong)}), so their speeds are not "
@@ -103,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=7, help="rounds, of which medians are taken (default 7)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, pictures and tokens (default 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the numbers here (default: runs/bench_image/TIME.json)",
+    )
     return parser
 
 
