@@ -99,3 +99,9 @@ def test_what_reads_clips_is_noted() -> None:
     assert note("works", "works") == note("not installed", "works") == "clips are read with PyAV"
     assert "with decord, since PyAV does not work" in note("works", "broken")
     assert "cannot be read: neither PyAV nor decord works" in note("not installed", "broken")
+
+
+def test_more_threads_than_cores_are_noted_and_a_busy_machine_is_not() -> None:
+    assert doctor._load_notes(2.9, 2) == [] and doctor._load_notes(0.1, 1) == []
+    (note,) = doctor._load_notes(7.0, 2)
+    assert "7.0 threads were at work on 2 cores" in note and "threads=1" in note

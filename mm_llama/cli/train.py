@@ -26,7 +26,9 @@ _HELP = """usage: mm-llama train stage=NAME [KEY=VALUE ...] [-m] [--cfg job] [--
   experiment=NAME                       a recorded experiment (conf/experiment)
   core=NAME  modality/image=NAME  data=NAME  optim=NAME
   name=RUN                              the run's folder is runs/RUN; the same command again continues it
-  -m optim.lr=1e-3,3e-3                 a sweep
+  -m optim.lr=1e-3,3e-3                 a sweep; the same command again skips what is finished and continues the rest
+  hydra/launcher=joblib                 its jobs side by side (submitit_local, submitit_slurm: docs/sweeps.md)
+  sweep=optuna  sweep.retry=true        a search in place of a grid; failed jobs once more
   --cfg job                             print the composed config and stop
 """
 
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
         print(_HELP + _groups())
         return 0
     schema.register()
-    cfg, folders = _check(argv)
+    cfg, first, folders = _check(argv)
     shows = any(arg.split("=")[0] in ("--cfg", "-c", "--info", "-i", "--hydra-help") for arg in argv)
     multirun = any(arg in ("-m", "--multirun") for arg in argv) or cfg.hydra.mode == RunMode.MULTIRUN
     try:
@@ -45,6 +47,9 @@ def main(argv: list[str]) -> int:
             from mm_llama.sweeps.sweep import run_sweep
 
             return run_sweep([*(arg for arg in argv if _is_override(arg)), *_searched(folders)])
+        if multirun:  # the config of the first job
+            flags = [arg for arg in argv if not _is_override(arg) and arg not in ("-m", "--multirun")]
+            return _run([*flags, *first])
         return _run(argv)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error)) from error
@@ -102,10 +107,10 @@ def _searched(folders: list[str]) -> list[str]:
     return [f"hydra.searchpath=[{places}]"] if folders else []
 
 
-def _check(argv: list[str]) -> tuple[DictConfig, list[str]]:
+def _check(argv: list[str]) -> tuple[DictConfig, list[str], list[str]]:
     """Compose once without running, so that mistakes are told in our words; of a sweep, its first choices.
 
-    Returns the config, Hydra's part included, and the folders that the command adds to be searched.
+    Returns the config, Hydra's part included, its overrides, and the folders that the command adds to be searched.
     """
     overrides = [arg for arg in argv if _is_override(arg)]
     flags = [arg for arg in argv if arg.startswith("-")]
@@ -136,7 +141,7 @@ def _check(argv: list[str]) -> tuple[DictConfig, list[str]]:
     from mm_llama.build import compose_config
 
     try:
-        return compose_config("train", single, with_hydra=True), folders
+        return compose_config("train", single, with_hydra=True), single, folders
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error)) from error
 
