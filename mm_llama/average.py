@@ -20,14 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mm_llama.stages.checkpoint import (
-    FILES,
-    not_finite,
-    read_run_config,
-    read_state,
-    validate,
-    write_checkpoint,
-)
+from mm_llama.stages.checkpoint import not_finite
+from mm_llama.stages.checkpoint_files import FILES, read_run_config, read_state, validate, write_checkpoint
 from mm_llama.stages.freeze import shorten, under
 from mm_llama.stages.metrics import read_metrics, write_summary
 from mm_llama.stages.resume import FREE_KEYS, flat

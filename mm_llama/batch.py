@@ -29,6 +29,19 @@ class Media:
         """Move the items (and cast them when `dtype` is given)."""
         return replace(self, items=[item.to(device, dtype) for item in self.items])
 
+    def of_row(self, row: int) -> Media:
+        """Return what one row shows, the row counted as the first."""
+        here = (self.rows_M == row).nonzero()[:, 0]
+        shown = self.items_M[here].unique()
+        return replace(
+            self,
+            items=[self.items[item] for item in shown.tolist()],
+            rows_M=torch.zeros_like(here),
+            positions_M=self.positions_M[here],
+            items_M=torch.searchsorted(shown, self.items_M[here]),
+            transcripts=[self.transcripts[item] for item in shown.tolist()] if self.transcripts else [],
+        )
+
 
 @dataclass
 class Batch:
@@ -70,6 +83,25 @@ class Batch:
                 'needed here; give {"type": "audio", "path": ..., "transcript": ...}'
             )
         return media.transcripts
+
+    def alone(self, row: int) -> Batch:
+        """Return one row, unpadded, with the media that it shows, as a batch of its own."""
+        length = int(self.lengths_B[row])
+        kept, numbers = slice(row, row + 1), [row]
+        documents_1S = None
+        if self.documents_BS is not None:
+            documents_1S = self.documents_BS[kept, :length]
+            numbers = list(range(int(documents_1S.min()), int(documents_1S.max()) + 1))
+            documents_1S = documents_1S - numbers[0]
+        return Batch(
+            self.tokens_BS[kept, :length],
+            self.lengths_B[kept],
+            None if self.targets_BS is None else self.targets_BS[kept, :length],
+            documents_1S,
+            {kind: part for kind, media in self.media.items() if (part := media.of_row(row)).items},
+            [self.sources[number] for number in numbers] if self.sources else [],
+            [self.labels[number] for number in numbers] if self.labels else [],
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Move every tensor; `dtype` casts the media items."""

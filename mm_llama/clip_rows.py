@@ -53,7 +53,7 @@ def shipped_clips(name: str) -> Source:
 
 
 def _trained_on(recipe: str, adapters: Sequence[str | Path]) -> dict[str, Any] | None:
-    from mm_llama.stages.checkpoint import read_run_config
+    from mm_llama.stages.checkpoint_files import read_run_config
 
     for run in adapters:
         for entry in (read_run_config(run).get("data") or {}).get("train") or []:

@@ -22,7 +22,7 @@ from mm_llama.dtypes import DTYPES
 from mm_llama.eval.mmlu import read_items, score_mmlu
 from mm_llama.eval.text_parity import text_parity
 from mm_llama.model import MultimodalLlama
-from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
+from mm_llama.stages.checkpoint_files import find_checkpoint, read_run_config, read_state
 
 Say = Callable[[str], None]
 

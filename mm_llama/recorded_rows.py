@@ -50,7 +50,7 @@ def recorded_voice(
     both sides of a split. Raises ValueError for another split, where the run is missing or holds no aligner, and where
     it finds too few texts in their recordings; FileNotFoundError without the prompts.
     """
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 
     if not Path(aligner).is_dir():
         raise ValueError(
@@ -78,7 +78,7 @@ def load_aligner(run: str | Path) -> Any:
     from safetensors.torch import load_file
 
     from mm_llama.build import build, check_targets
-    from mm_llama.stages.checkpoint import FILES, find_checkpoint, read_run_config
+    from mm_llama.stages.checkpoint_files import FILES, find_checkpoint, read_run_config
 
     part = read_run_config(run)["modality"].get("tts_aligner")
     if not part:

@@ -17,7 +17,7 @@ def modalities_of_runs(
     A run brings what it trained. What it was trained beside (the image adapter of a video run) comes from another
     run that is given, else from the run or the released checkpoint that it named as its start.
     """
-    from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_run_config, read_state
 
     parts: dict[str, Any] = {}
     runs: list[tuple[Path, str]] = []
@@ -61,7 +61,7 @@ def modalities_of_runs(
 
 def _check_start(run: Path, name: str, start: Path, how: str) -> None:
     """Raise ValueError where the run beside or after which another was trained has been trained anew since."""
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 
     *before, _ = read_state(find_checkpoint(run))["lineage"]
     found = read_state(find_checkpoint(start))["lineage"][-1]["adapter"]
@@ -81,7 +81,7 @@ def _parts_before(run: Path) -> list[tuple[Path, str]]:
 
     These are a frozen encoder that came out of another run, and the rest of an adapter of which a run trained a part.
     """
-    from mm_llama.stages.checkpoint import find_checkpoint, read_run_config, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_run_config, read_state
     from mm_llama.stages.identity import is_encoder
 
     state = read_state(find_checkpoint(run))

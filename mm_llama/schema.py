@@ -68,6 +68,10 @@ class StageSchema:
     eval_every: int = 0
     save_every: int = 100
     keep_last: int = 2
+    keep_best: int = 0
+    best: str = ""
+    max_nonfinite: int = 0
+    spike: float = 10.0
     resume: str = "auto"
 
 
@@ -129,6 +133,7 @@ class TrainSchema:
     dtype: str = "auto"
     device: str = "cpu"
     threads: int = 0
+    replay: int = 0
     core: CoreSchema = field(default_factory=CoreSchema)
     modality: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)

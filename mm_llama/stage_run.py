@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,32 @@ from mm_llama.paths import cache_dir
 from mm_llama.prefixes import Prefixes
 from mm_llama.splice import Spliced
 from mm_llama.spoken import Spoken
+from mm_llama.stages.lock import run_lock
 from mm_llama.stages.loop import Evaluate, Step, train
+from mm_llama.stages.preemption import stop_signals
+from mm_llama.stages.replay import replay
 from mm_llama.stages.resume import load_init
 from mm_llama.stages.steps import next_token
 
 EVAL_BATCH = 64
 ENCODE_BATCH = 16  # pictures, or frames of whole clips, that are encoded together
+# Of a stage's config, what the loop takes as it stands.
+LOOP_KEYS = (
+    "name",
+    "train",
+    "num_steps",
+    "accumulate",
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "keep_best",
+    "best",
+    "max_nonfinite",
+    "spike",
+    "log_every",
+    "resume",
+    "allow_core_swap",
+)
 
 
 @dataclass(frozen=True)
@@ -60,14 +81,20 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     config = resolve(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)))
     for key in ("hydra", "sweep"):  # about how jobs are started, not what they compute
         config.pop(key, None)
+    run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     choose_dtype(config["dtype"], config["device"])  # a wrong name ends here, before anything is read
-    stage, optim = config["stage"], config["optim"]
     if not config["data"].get("train"):
         raise ValueError(
             "the stage has no training data: choose one with data=NAME (conf/data), or set data.train"
         )
+    with stop_signals(), nullcontext() if config["replay"] else run_lock(run_dir):
+        return _run(config, run_dir)
+
+
+def _run(config: dict[str, Any], run_dir: Path) -> StageResult:
+    stage, optim = config["stage"], config["optim"]
     model, chat, held_out = _begin(config)
     sources = [build(entry["source"]) for entry in config["data"]["train"]]
     if stage.get("augment"):
@@ -78,30 +105,17 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     loader = _loader(config, sources, chat, media)
     if _prefixes_hold(model, stage["train"]):
         model.prefixes = Prefixes()
-    run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
-    summary = train(
-        model,
-        loader,
-        step,
-        run_dir=run_dir,
-        train=stage["train"],
-        num_steps=stage["num_steps"],
-        name=stage["name"],
-        accumulate=stage["accumulate"],
-        eval_fn=_evaluation(held_out, chat, media, step, config),
-        eval_every=stage["eval_every"],
-        save_every=stage["save_every"],
-        keep_last=stage["keep_last"],
-        log_every=stage["log_every"],
-        seed=config["seed"],
-        init=_init_of(stage),
-        resume=stage["resume"],
-        allow_core_swap=stage["allow_core_swap"],
-        config=config,
-        **optim,
-    )
+    settings: dict[str, Any] = {key: stage[key] for key in LOOP_KEYS} | optim
+    settings |= {"seed": config["seed"], "init": _init_of(stage), "config": config}
+    settings["eval_fn"] = _evaluation(held_out, chat, media, step, config)
+    if config["replay"]:
+        found = replay(model, loader, step, config["replay"], run_dir=run_dir, **settings)
+        print(found)
+        return StageResult(run_dir, found.again.loss, {}, 0.0, 0 if found.sound else 1)
+    summary = train(model, loader, step, run_dir=run_dir, **settings)
     final = dict(summary.final)
-    objective = 1 - final["eval.answers"] if "eval.answers" in final else float(final.get("loss", 0.0))
+    loss = final.get("loss")
+    objective = 1 - final["eval.answers"] if "eval.answers" in final else math.inf if loss is None else loss
     return StageResult(run_dir, objective, final, summary.minutes, 0 if summary.finished else 75)
 
 

@@ -20,7 +20,7 @@ from mm_llama.average import Candidate, find_runs, prefix_averages, rank, read_c
 from mm_llama.build import compose_config, load_model
 from mm_llama.cli import main
 from mm_llama.stage_run import run_stage
-from mm_llama.stages.checkpoint import find_checkpoint, read_state, validate, write_checkpoint
+from mm_llama.stages.checkpoint_files import find_checkpoint, read_state, validate, write_checkpoint
 
 RATES = ("2e-3", "1e-6", "3e-3")
 SWEEP = "image_sft_sweep"

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 from mm_llama.malloc import keep_freed_memory
 
@@ -32,6 +33,8 @@ VERBS = {
     "doctor": ("doctor", "say what works here, what is missing and how to get it"),
 }
 
+# Verbs that a scheduler may stop.
+LONG = ("train", "eval", "bench", "data", "average", "proof")
 # Verbs that run a model.
 COMPUTING = ("ask", "transcribe", "translate", "say", "train", "eval", "proof")
 
@@ -55,13 +58,27 @@ def main(argv: list[str] | None = None) -> int:
     if verb in COMPUTING:
         keep_freed_memory()
     try:
-        return int(importlib.import_module(f"mm_llama.cli.{VERBS[verb][0]}").main(rest))
+        with _stops(verb):
+            return int(importlib.import_module(f"mm_llama.cli.{VERBS[verb][0]}").main(rest))
     except (ValueError, OSError) as error:
         if os.environ.get("MM_LLAMA_DEBUG"):
             raise
         return _fail(str(error) or type(error).__name__)
+    except SystemExit as left:
+        if not getattr(left, "told", True):  # a `Stopped`, of a signal
+            print(left, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)
+
+
+def _stops(verb: str) -> AbstractContextManager[object]:
+    """Let a signal end what takes long with exit code 75; of the other verbs Ctrl-C is the end (130)."""
+    if verb not in LONG:
+        return nullcontext()
+    from mm_llama.stages.preemption import stop_signals
+
+    return stop_signals()
 
 
 def train_main() -> int:

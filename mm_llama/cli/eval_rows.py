@@ -48,7 +48,7 @@ def source_of(data: str, adapters: Sequence[Path], split: str) -> Source:
 
 def _trained_with(adapters: Sequence[Path], recipe: str) -> dict[str, Any]:
     """Options of the recipe in a run's own config, such as its question template: ask as was trained."""
-    from mm_llama.stages.checkpoint import read_run_config
+    from mm_llama.stages.checkpoint_files import read_run_config
 
     for run in adapters:
         if is_vision(run):

@@ -154,7 +154,7 @@ class _Vision:
 
 def _copy_adapter(run: str, folder: Path, digest: str) -> str:
     """Copy a run's newest checkpoint to `folder`/adapters and return its name there."""
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 
     found = find_checkpoint(run)
     core = read_state(found)["core"]

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} is there already: name a new folder")
     from mm_llama.dtypes import DTYPES as TORCH
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
     from mm_llama.stages.release import release
 
     found = [find_checkpoint(run) for run in options.runs]
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def _facts(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    from mm_llama.stages.checkpoint import read_state
+    from mm_llama.stages.checkpoint_files import read_state
 
     state, file = read_state(path), manifest["files"]["adapter.safetensors"]
     return {

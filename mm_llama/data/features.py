@@ -112,32 +112,38 @@ class FeatureCache:
         size = done = 0
         readable = self._read(missing.values(), load, on_error == "skip")
         batches = _like_size(readable, batch_size) if ragged else _same_size(readable, batch_size)
-        for batch in batches:
-            items = [item for _, item in batch]
-            with torch.inference_mode():
-                made = encode(items if ragged else torch.stack(items))
-                features = [item.to("cpu", self.dtype) for item in made]
-            least = 2 if ragged else 3
-            if len(features) != len(batch) or any(item.ndim + 1 - ragged < least for item in features):
-                raise ValueError(
-                    f"the encoder gave features of shapes {[list(item.shape) for item in features[:3]]} "
-                    f"for {len(batch)} media, not [n, N, E] (or [n, F, N, E] of clips, or n of [T, E] of recordings)"
-                )
-            for (ref, _), item in zip(batch, features, strict=True):
-                if not item.isfinite().all():
+        try:
+            for batch in batches:
+                items = [item for _, item in batch]
+                with torch.inference_mode():
+                    made = encode(items if ragged else torch.stack(items))
+                    features = [item.to("cpu", self.dtype) for item in made]
+                least = 2 if ragged else 3
+                if len(features) != len(batch) or any(item.ndim + 1 - ragged < least for item in features):
                     raise ValueError(
-                        f"the encoder gave values that are not finite for {ref.kind} {ref.source}"
+                        f"the encoder gave features of shapes {[list(item.shape) for item in features[:3]]} "
+                        f"for {len(batch)} media, not [n, N, E] ([n, F, N, E] of clips, n of [T, E] of recordings)"
                     )
-            kind = features[0].shape[ragged:]
-            if parts and (size >= shard_bytes or parts[-1].shape[ragged:] != kind):
-                self._write(keys, parts, ragged)
-                keys, parts, size = [], [], 0
-            keys += [ref.key for ref, _ in batch]
-            parts += features
-            size += sum(item.nbytes for item in features)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(missing))
+                for (ref, _), item in zip(batch, features, strict=True):
+                    if not item.isfinite().all():
+                        raise ValueError(
+                            f"the encoder gave values that are not finite for {ref.kind} {ref.source}"
+                        )
+                kind = features[0].shape[ragged:]
+                if parts and (size >= shard_bytes or parts[-1].shape[ragged:] != kind):
+                    self._write(keys, parts, ragged)
+                    keys, parts, size = [], [], 0
+                keys += [ref.key for ref, _ in batch]
+                parts += features
+                size += sum(item.nbytes for item in features)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(missing))
+        except BaseException:
+            # A signal, or a medium that cannot be read: what is encoded so far is not encoded again.
+            if parts:
+                self._write(keys[: len(parts)], parts, ragged)
+            raise
         if parts:
             self._write(keys, parts, ragged)
         return done

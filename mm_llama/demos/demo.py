@@ -261,7 +261,7 @@ class Demo:
         from mm_llama.data.sound import open_sound
         from mm_llama.data.video import open_clip
         from mm_llama.report.page import write_report
-        from mm_llama.stages.checkpoint import find_checkpoint
+        from mm_llama.stages.checkpoint_files import find_checkpoint
 
         summaries = [_read(run / "summary.json") for run in runs]
         summary, config = summaries[2], find_checkpoint(runs[2]) / "config.yaml"

@@ -26,7 +26,7 @@ def recipe_digest(config: Mapping[str, Any]) -> str:
 
 def adapter_id(run: Path) -> str:
     """Return the SHA-256 of the adapter in a run's newest checkpoint."""
-    from mm_llama.stages.checkpoint import find_checkpoint
+    from mm_llama.stages.checkpoint_files import find_checkpoint
 
     manifest = json.loads((find_checkpoint(run) / "MANIFEST.json").read_text("utf-8"))
     return str(manifest["files"]["adapter.safetensors"]["sha256"])
@@ -36,7 +36,7 @@ def make_way(
     folder: Path, config: Mapping[str, Any], after: Path | None, say: Callable[[str], None]
 ) -> Path | None:
     """Move aside a run of another recipe, or one after another adapter; return where it is now."""
-    from mm_llama.stages.checkpoint import newest_checkpoint, read_run_config, read_state
+    from mm_llama.stages.checkpoint_files import newest_checkpoint, read_run_config, read_state
     from mm_llama.stages.resume import differences
 
     own = newest_checkpoint(folder)
@@ -55,7 +55,7 @@ def make_way(
 
 def put_back(folder: Path, aside: Path | None) -> None:
     """Undo `make_way` where nothing was saved in the new run: what cannot begin takes no finished run's place."""
-    from mm_llama.stages.checkpoint import newest_checkpoint
+    from mm_llama.stages.checkpoint_files import newest_checkpoint
 
     if aside is not None and newest_checkpoint(folder) is None:
         shutil.rmtree(folder, ignore_errors=True)

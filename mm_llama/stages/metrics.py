@@ -40,6 +40,7 @@ class MetricsLog:
         kept = [record for record in read_metrics(self.path) if record["step"] <= restored_step]
         write_atomically(self.path, "".join(_line(record) for record in kept))
         self.last: dict[str, Any] = kept[-1] if kept else {}
+        self.losses = [record["loss"] for record in kept if record.get("loss") is not None]
         self._file = self.path.open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
@@ -59,6 +60,10 @@ class MetricsLog:
             for key, value in record.items():
                 if key != "step" and isinstance(value, int | float):
                     self._board.add_scalar(key.replace(".", "/"), value, record["step"])
+
+    def sync(self) -> None:
+        """Bring what was written to the disk itself: a checkpoint never knows of more steps than the log."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the files."""
@@ -170,7 +175,10 @@ def write_summary(run_dir: str | Path, summary: Mapping[str, Any]) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file through a temporary name beside it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 

@@ -68,7 +68,7 @@ class Progress:
         step, left = record["step"], int(self.seconds_left(record["step"]))
         parts = [
             f"step {step}/{self.num_steps}",
-            f"loss {record['loss']:.4f}",
+            "left out" if record["loss"] is None else f"loss {record['loss']:.4f}",
             f"lr {record['lr']:.2e}",
             f"{record['tokens_per_s']:,.0f} tokens/s",
             f"{record['samples_per_s']:.1f} samples/s",

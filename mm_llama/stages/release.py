@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm_llama.stages.checkpoint import (
+from mm_llama.stages.checkpoint import not_finite
+from mm_llama.stages.checkpoint_files import (
     FILES,
     FORMAT,
     RELEASED,
     find_checkpoint,
-    not_finite,
     read_state,
     sha256_of,
     write_file,

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mm_llama.model import MultimodalLlama
-from mm_llama.stages.checkpoint import (
-    find_checkpoint,
-    load_adapter,
-    newest_checkpoint,
-    read_run_config,
-    read_state,
-)
+from mm_llama.stages.checkpoint import load_adapter
+from mm_llama.stages.checkpoint_files import find_checkpoint, newest_checkpoint, read_run_config, read_state
 from mm_llama.stages.freeze import shorten, under
 from mm_llama.stages.identity import is_encoder
 
-# What may differ when a run continues: how long and how often, and where the work is done, but not what is
-# computed.
+# What may differ when a run continues: how long and how often, what is kept and told, what becomes of a batch that
+# ended the run, and where the work is done, but not what is computed.
 FREE_KEYS = frozenset(
     (
         "num_steps",
@@ -27,6 +22,11 @@ FREE_KEYS = frozenset(
         "eval_every",
         "save_every",
         "keep_last",
+        "keep_best",
+        "best",
+        "max_nonfinite",
+        "spike",
+        "replay",
         "resume",
         "num_workers",
         "threads",
@@ -52,7 +52,7 @@ def find_resume(run_dir: Path, resume: str, config: Mapping[str, Any]) -> Path |
     if resume == "must" and own is None:
         raise ValueError(f"stage.resume=must, but {run_dir} holds no valid checkpoint")
     if own is not None:
-        _check_same(run_dir, read_run_config(own), config)
+        check_same(run_dir, read_run_config(own), config)
         return own
     if resume in ("auto", "never", "must"):
         return None
@@ -96,7 +96,8 @@ def _refuse_average(checkpoint: Path) -> None:
         )
 
 
-def _check_same(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(run_dir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the keys, unless a run was begun with this config."""
     differing = differences(saved, now)
     if differing:
         raise ValueError(

@@ -18,7 +18,8 @@ from mm_llama.core.export import export_hf, staged_folder
 from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
 from mm_llama.core.weights import load_core
 from mm_llama.model import MultimodalLlama
-from mm_llama.stages.checkpoint import find_checkpoint, save_checkpoint
+from mm_llama.stages.checkpoint import save_checkpoint
+from mm_llama.stages.checkpoint_files import find_checkpoint
 from mm_llama.stages.freeze import freeze
 from mm_llama.stages.identity import identity
 from mm_llama.stages.optim import adamw

@@ -201,7 +201,7 @@ def test_a_run_is_asked_in_the_first_of_the_wordings_it_was_trained_with(
 ) -> None:
     from mm_llama.build import compose_config, resolve
     from mm_llama.cli.eval_rows import _trained_with
-    from mm_llama.stages.checkpoint import find_checkpoint, read_state, write_checkpoint
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state, write_checkpoint
 
     config = resolve(compose_config("train", ["stage=none", f"data={data}"]))
     state = {key: value for key, value in read_state(find_checkpoint(adapter)).items() if key != "format"}

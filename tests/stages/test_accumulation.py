@@ -9,7 +9,7 @@ import torch
 from mm_llama.batch import Batch
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.freeze import freeze
-from mm_llama.stages.loop import _forward_backward
+from mm_llama.stages.loop import forward_backward
 from mm_llama.stages.steps import count_targets, next_token
 
 
@@ -25,7 +25,7 @@ def test_micro_batches_of_bfloat16_compute_add_up_in_float32(
     model = tiny_model(dtype=torch.bfloat16)
     freeze(model, ["modality.image.adapter"])
     batches = [tiny_batch(seed) for seed in range(1, 9)]
-    _forward_backward(model, next_token, batches)
+    forward_backward(model, next_token, batches)
     whole = gradients(model)
     assert whole and {gradient.dtype for gradient in whole.values()} == {torch.float32}
 

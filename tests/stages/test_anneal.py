@@ -19,7 +19,8 @@ from mm_llama.build import build_model, compose_config, resolve
 from mm_llama.data.features import FeatureCache
 from mm_llama.model import MultimodalLlama
 from mm_llama.stage_run import StageResult, run_stage
-from mm_llama.stages.checkpoint import find_checkpoint, load_adapter, read_state
+from mm_llama.stages.checkpoint import load_adapter
+from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 from mm_llama.stages.metrics import read_metrics
 
 POSITIONS = "modality.image.adapter.positions"

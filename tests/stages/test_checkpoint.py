@@ -8,17 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm_llama.stages.checkpoint import (
+from mm_llama.stages.checkpoint import load_adapter, optimizer_tensors, restore, save_checkpoint
+from mm_llama.stages.checkpoint_files import (
     FILES,
     InvalidCheckpoint,
     find_checkpoint,
-    load_adapter,
     newest_checkpoint,
-    optimizer_tensors,
     read_run_config,
     read_state,
-    restore,
-    save_checkpoint,
     validate,
 )
 from mm_llama.stages.freeze import freeze

@@ -15,7 +15,7 @@ from mm_llama.cli import main
 from mm_llama.core.digest import digest_tensors
 from mm_llama.core.export import export_hf
 from mm_llama.core.llama import Llama
-from mm_llama.stages.checkpoint import find_checkpoint, read_state
+from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 from mm_llama.testing.bytes_tokenizer import BytesTokenizer
 
 

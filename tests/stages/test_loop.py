@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mm_llama.batch import Batch, Media
-from mm_llama.stages.checkpoint import newest_checkpoint, read_state
+from mm_llama.stages.checkpoint_files import newest_checkpoint, read_state
 from mm_llama.stages.freeze import FrozenChanged, freeze
 from mm_llama.stages.loop import train
 from mm_llama.stages.metrics import read_metrics
@@ -112,14 +112,14 @@ def test_accumulated_micro_batches_equal_the_big_batch(run, tiny_batch, tmp_path
 
 
 def test_gradients_of_micro_batches_are_those_of_the_big_batch(tiny_model, tiny_batch):
-    from mm_llama.stages.loop import _forward_backward
+    from mm_llama.stages.loop import forward_backward
 
     parts = [tiny_batch(1, rows=1), tiny_batch(2, rows=6), tiny_batch(3, rows=2)]
 
     def gradients(batches):
         model = tiny_model()
         freeze(model, ADAPTER)
-        _forward_backward(model, next_token, batches)
+        forward_backward(model, next_token, batches)
         return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
     whole = gradients([join(parts)])

@@ -12,7 +12,7 @@ from mm_llama.assistant import load
 from mm_llama.build import compose_config
 from mm_llama.cli import main
 from mm_llama.stage_run import run_stage
-from mm_llama.stages.checkpoint import InvalidCheckpoint, find_checkpoint
+from mm_llama.stages.checkpoint_files import InvalidCheckpoint, find_checkpoint
 from mm_llama.stages.release import release
 
 

@@ -19,7 +19,7 @@ from mm_llama.data.text_to_speech import Hibari
 from mm_llama.data.voice_rows import VoiceRows, taught_voice
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
-from mm_llama.stages.checkpoint import find_checkpoint, read_state
+from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 from mm_llama.stages.voice import Acoustic, Vocode
 from mm_llama.voice.phones import NUM_PHONES, numbers
 from mm_llama.voice.prosody import F0_CENTER, F0_SCALE, POWER_CENTER, POWER_SCALE, prosody_of
