@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -53,11 +54,21 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
-    if args.task in APART:
-        _needs_adapter(args)
-        result = APART[args.task].run(args, *_load(args), _progress)
-    else:
-        result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "mmlu": _mmlu}[args.task](args)
+    for run in args.adapter:
+        if not run.is_dir():
+            raise FileNotFoundError(
+                f"there is no adapter run at {run}: expected the folder of a finished stage"
+            )
+    from mm_llama.eval.journal import keeping
+
+    with keeping(_journal(args)) as journal:
+        if len(journal):
+            print(f"going on with what an earlier run of this command found: {journal.path}", file=sys.stderr)
+        if args.task in APART:
+            _needs_adapter(args)
+            result = APART[args.task].run(args, *_load(args), _progress)
+        else:
+            result = {"vqa": _vqa, "clips": _clips, "captions": _captions, "mmlu": _mmlu}[args.task](args)
     if args.out and args.task != "vqa" and args.task not in APART:  # these write two files of their own
         from mm_llama.eval.vqa_result import write_text
 
@@ -349,13 +360,25 @@ def _mmlu(args: argparse.Namespace) -> dict[str, Any]:
     return result.to_json() | {"num_items": len(items), "dtype": str(model.dtype).removeprefix("torch.")}
 
 
-def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
-    for run in args.adapter:
-        if not run.is_dir():
-            raise FileNotFoundError(
-                f"there is no adapter run at {run}: expected the folder of a finished stage"
-            )
+def _journal(args: argparse.Namespace) -> Path:
+    """Return where the answers of this very command are kept until it ends well: same weights, same settings."""
+    from mm_llama.paths import cache_dir
+    from mm_llama.stages.checkpoint_files import find_checkpoint
+    from mm_llama.stages.metrics import environment
 
+    told = {
+        key: str(value)
+        for key, value in vars(args).items()
+        if key not in ("out", "answers", "json", "threads")
+    }
+    manifests = [(find_checkpoint(run) / "MANIFEST.json").read_text("utf-8") for run in args.adapter]
+    name = hashlib.sha256(json.dumps([told, manifests, environment()], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
+    return cache_dir() / "answers" / f"{name}.jsonl"
+
+
+def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:
     import torch
 
     from mm_llama.build import load_model

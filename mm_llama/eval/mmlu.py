@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mm_llama.core.llama import Llama
 from mm_llama.core.tokenizer import Tokenizer
+from mm_llama.eval.journal import clock, recall
 from mm_llama.eval.statistics import Accuracy
 from mm_llama.model import MultimodalLlama
 
@@ -114,8 +115,9 @@ def score_mmlu(
     if longest > core.config.max_context:
         raise ValueError(f"an item has {longest} tokens, but the core's context is {core.config.max_context}")
     scores = torch.zeros(len(items), len(LETTERS))
-    done, start = 0, time.perf_counter()
-    for rows in plan_batches([len(prompt) for prompt in prompts], batch_tokens):
+    done, start = 0, clock()
+
+    def score(rows: Sequence[int]) -> list[list[float]]:
         width = max(len(prompts[row]) for row in rows)
         tokens_BS = torch.zeros(len(rows), width, dtype=torch.long)
         at_BS = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -124,14 +126,19 @@ def score_mmlu(
             at_BS[place, len(prompts[row]) - 1] = True
         with torch.inference_mode():
             logits_BV = model(tokens_BS.to(device), at=at_BS.to(device))
-            scores[rows] = logits_BV.log_softmax(-1)[:, letters].cpu()
+            found: list[list[float]] = logits_BV.log_softmax(-1)[:, letters].tolist()
+        return found
+
+    for rows in plan_batches([len(prompt) for prompt in prompts], batch_tokens):
+        asked = [prompts[row] for row in rows]
+        scores[rows] = torch.tensor(recall(("mmlu", core.digest, asked), partial(score, rows)))
         done += len(rows)
         if progress is not None:
             progress(done, len(items))
     if not scores.isfinite().all():
         bad = int((~scores.isfinite()).any(-1).nonzero()[0])
         raise ValueError(f"item {bad} has a log-likelihood that is not finite: {scores[bad].tolist()}")
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return MMLUResult(scores, [item.answer for item in items], seconds, sum(map(len, prompts)))
 
 

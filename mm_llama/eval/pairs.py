@@ -12,9 +12,9 @@ Shapes: B rows, S positions, T target tokens, V vocabulary.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from mm_llama.data.collate import LoadMedia, collate
 from mm_llama.data.samples import MediaRef, Sample, make_sample
 from mm_llama.data.sources import Row
 from mm_llama.eval.greedy import answer_greedily
+from mm_llama.eval.journal import clock, recall
 from mm_llama.eval.statistics import Accuracy
 from mm_llama.model import MultimodalLlama
 
@@ -162,12 +163,12 @@ def evaluate_pairs(
 
     `load_media` and `encoded` are as in `collate`.
     """
-    start = time.perf_counter()
+    start = clock()
     drawn = draw_wrong(captions, num_wrong=num_wrong, seed=seed)
     scores: dict[int, list[float]] = {}
     order = sorted(range(len(captions)), key=lambda index: (captions[index].sample.num_tokens, index))
-    for first in range(0, len(order), batch_size):
-        chunk = order[first : first + batch_size]
+
+    def score(chunk: Sequence[int]) -> list[list[float]]:
         samples = []
         for index in chunk:
             own = captions[index]
@@ -177,8 +178,18 @@ def evaluate_pairs(
                 )
                 samples.append(replace(own.sample, media=[ref]))
         batch = collate(samples, load_media, encoded=encoded).to(model.device)
-        found = target_log_likelihoods(model, batch).view(len(chunk), 1 + num_wrong).tolist()
-        scores.update(zip(chunk, found, strict=True))
+        found: list[list[float]] = (
+            target_log_likelihoods(model, batch).view(len(chunk), 1 + num_wrong).tolist()
+        )
+        return found
+
+    for first in range(0, len(order), batch_size):
+        chunk = order[first : first + batch_size]
+        key = [
+            (captions[index].sample.tokens, [captions[shown].picture.key for shown in (index, *drawn[index])])
+            for index in chunk
+        ]
+        scores.update(zip(chunk, recall(("pairs", key), partial(score, chunk)), strict=True))
         if progress is not None:
             progress(len(scores), len(order))
     return PairsResult(
@@ -186,7 +197,7 @@ def evaluate_pairs(
         [scores[index][0] for index in range(len(captions))],
         [scores[index][1:] for index in range(len(captions))],
         [[captions[other].text for other in drawn[index]] for index in range(len(captions))],
-        seconds=time.perf_counter() - start,
+        seconds=clock() - start,
     )
 
 

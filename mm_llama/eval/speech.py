@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from mm_llama.data.collate import LoadMedia, collate
 from mm_llama.data.media import KEYS
 from mm_llama.data.samples import MediaRef, Sample, content_key, said_in
 from mm_llama.data.sources import Row, Source, evenly
+from mm_llama.eval.journal import clock, recall
 from mm_llama.eval.speech_scores import (
     ErrorRate,
     TranslationScore,
@@ -238,14 +239,14 @@ def evaluate_speech(
     result = SpeechResult(list(asked), {})
     samples = [_sample(one, chat) for one in asked]
     reader: dict[str, Any] = {"load_media": load_media, "encoded": encoded}
-    start = time.perf_counter()
+    start = clock()
     result.heard["model"] = _answers(
         model, tokenizer, chat, asked, samples, batch_size, progress, "model", reader
     )
     _write_down_long(result, "model", in_pieces, None)
-    result.seconds["model"] = time.perf_counter() - start
+    result.seconds["model"] = clock() - start
     if search is not None:
-        start = time.perf_counter()
+        start = clock()
         result.heard["searched"] = _answers(
             model,
             tokenizer,
@@ -259,7 +260,7 @@ def evaluate_speech(
             search.embeddings,
         )
         _write_down_long(result, "searched", in_pieces, search)
-        result.seconds["searched"] = time.perf_counter() - start
+        result.seconds["searched"] = clock() - start
     if "readout" in sides and model.modality[KIND].adapter.num_pieces:
         result.heard["readout"] = _readout(model, tokenizer, samples, batch_size, reader)
     if "told" in sides:
@@ -319,8 +320,8 @@ def _answers(
 ) -> list[str]:
     order = sorted(range(len(samples)), key=lambda index: (asked[index].seconds, index))
     found: dict[int, str] = {}
-    for first in range(0, len(order), batch_size):
-        chunk = order[first : first + batch_size]
+
+    def answer(chunk: Sequence[int]) -> list[str]:
         longest = max(asked[index].seconds for index in chunk) or 30.0
         batch = collate([samples[index] for index in chunk], **reader).to(model.device)
         rows = generate(
@@ -331,7 +332,12 @@ def _answers(
             tokenizer=tokenizer,
             embeddings=embed(model, batch, tokenizer) if embed else None,
         )
-        found.update((index, row.text.strip()) for index, row in zip(chunk, rows, strict=True))
+        return [row.text.strip() for row in rows]
+
+    for first in range(0, len(order), batch_size):
+        chunk = order[first : first + batch_size]
+        key = [(samples[index].tokens, [ref.key for ref in samples[index].media]) for index in chunk]
+        found.update(zip(chunk, recall(("speech", side, key), partial(answer, chunk)), strict=True))
         if progress is not None:
             progress(side, len(found), len(order))
     return [found[index] for index in range(len(samples))]

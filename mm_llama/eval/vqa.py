@@ -9,7 +9,6 @@ question or to its type. The answer is everything up to the end token, normalise
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from mm_llama.data.media import KEYS
 from mm_llama.data.samples import MediaRef, Sample
 from mm_llama.data.sources import Row, Source, evenly
 from mm_llama.eval.greedy import answer_greedily, score_candidates
+from mm_llama.eval.journal import clock, recall
 from mm_llama.eval.vqa_result import SIDES, Question, VQAResult, majority_answers, normalise, pictures_of
 from mm_llama.model import MultimodalLlama
 
@@ -73,7 +73,7 @@ def evaluate_vqa(
     }
     found: dict[str, list[str]] = {}
     for side in ("model", *(side for side in ("no_picture", "wrong_picture") if side in sides)):
-        start = time.perf_counter()
+        start = clock()
         found[side] = _answer_all(
             model,
             tokenizer,
@@ -87,7 +87,7 @@ def evaluate_vqa(
             max_new_tokens=max_new_tokens,
             progress=None if progress is None else partial(progress, side),
         )
-        result.seconds[side] = time.perf_counter() - start
+        result.seconds[side] = clock() - start
     if train:
         found["majority_by_question"], found["majority_by_type"] = majority_answers(train, questions)
     result.answers = {side: found[side] for side in SIDES if side in found}
@@ -127,15 +127,18 @@ def _answer_all(
     ordered = sorted(samples)
     answers: dict[tuple[Any, ...], str] = {}
     options = [_answer_tokens(chat, text) for text in candidates]
+
+    def answer(chunk: Sequence[tuple[Any, ...]]) -> list[str]:
+        batch = collate([samples[key] for key in chunk], load_media, encoded=encoded).to(model.device)
+        if options:
+            best = score_candidates(model, batch, options).argmax(-1).tolist()
+            return [candidates[index] for index in best]
+        rows = answer_greedily(model, batch, stop=chat.stop, max_new_tokens=max_new_tokens)
+        return [tokenizer.decode(row) for row in rows]
+
     with torch.inference_mode():
         for chunk in _chunks(ordered, batch_size):
-            batch = collate([samples[key] for key in chunk], load_media, encoded=encoded).to(model.device)
-            if options:
-                best = score_candidates(model, batch, options).argmax(-1).tolist()
-                texts = [candidates[index] for index in best]
-            else:
-                rows = answer_greedily(model, batch, stop=chat.stop, max_new_tokens=max_new_tokens)
-                texts = [tokenizer.decode(row) for row in rows]
+            texts = recall(("vqa", chunk, candidates, max_new_tokens), partial(answer, chunk))
             answers.update((key, normalise(text)) for key, text in zip(chunk, texts, strict=True))
             if progress is not None:
                 progress(len(answers), len(ordered))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from mm_llama.cli import main
+from mm_llama.eval.journal import Journal, keeping, recall
 from mm_llama.eval.statistics import Accuracy
+from mm_llama.paths import cache_dir
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,6 +86,67 @@ def test_vqa_verb_measures_every_side_and_writes_its_files(
     }
     records = [json.loads(line) for line in (tmp_path / "vqa_answers.jsonl").read_text().splitlines()]
     assert sum(record["correct"] for record in records) == printed["overall"]["model"]["correct"]
+
+
+@pytest.mark.parametrize("batches", [1, 7])
+def test_an_evaluation_that_is_told_to_stop_goes_on_from_there(
+    adapter: Path,
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    batches: int,
+) -> None:
+    command = ["eval", "vqa", "--adapter", str(adapter), "--core", "tiny", "--data", str(questions)]
+    command += ["--batch-size", "2", "--limit", "11"]
+    whole, told = tmp_path / "whole.json", tmp_path / "told.json"
+    assert main([*command, "--out", str(whole)]) == 0
+    made: list[str] = []
+    told_once: list[bool] = []
+    recall = Journal.recall
+
+    def stopped(self: Journal, key: str, make: Callable[[], Any]) -> Any:
+        if len(made) == batches and not told_once:
+            told_once.append(True)  # the next process is left in peace
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def counted() -> Any:
+            made.append(key)
+            return make()
+
+        return recall(self, key, counted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "recall", stopped)
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--out", str(told)])
+        assert left.value.code == 75 and not told.exists()
+        capsys.readouterr()
+        assert main([*command, "--out", str(told)]) == 0
+        assert "going on with what an earlier run of this command found" in capsys.readouterr().err
+    assert len(made) == len(set(made)) > batches  # nothing was answered twice
+    one, other = (json.loads(path.read_text()) for path in (whole, told))
+    assert one["overall"] == other["overall"] and one.keys() == other.keys()
+    assert (tmp_path / "told_answers.jsonl").read_bytes() == (tmp_path / "whole_answers.jsonl").read_bytes()
+    assert not list((cache_dir() / "answers").iterdir())
+
+
+def test_a_journal_takes_no_harm_from_a_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyError), keeping(path) as journal:
+        assert recall("a", lambda: [1.5]) == [1.5]
+        raise KeyError("crash")
+    with path.open("a") as file:
+        file.write('{"key": "b", "val')
+    for _ in range(2):
+        with pytest.raises(KeyError), keeping(path) as journal:
+            assert recall("a", lambda: [2.5]) == [1.5]
+            assert recall("c", lambda: "new") == "new"
+            raise KeyError("crash")
+        assert len(journal) in (1, 2)
+    with keeping(path) as journal:
+        assert len(journal) == 2 and recall("c", lambda: "other") == "new"
+    assert not path.exists() and recall("c", lambda: "other") == "other"
 
 
 def test_vqa_verb_by_likelihood_answers_from_the_candidates(
