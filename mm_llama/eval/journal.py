@@ -48,6 +48,7 @@ class Journal:
         start = time.perf_counter()
         value = make()
         record = {"key": key, "value": value, "seconds": time.perf_counter() - start}
+        self._found[key] = record
         self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
         self._file.flush()
         return value
