@@ -177,3 +177,36 @@ def test_a_step_the_run_has_not_come_to_is_an_error(tiny_model, tiny_loader, set
             replay(
                 tiny_model(), tiny_loader(), next_token, number, run_dir=tmp_path / "run", say=str, **settings
             )
+
+
+def test_the_command_makes_a_step_again(tmp_path, capsys):
+    from mm_llama.cli import main
+
+    rows = tmp_path / "rows.jsonl"
+    turns = [
+        [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "yes"}]
+        for number in range(9)
+    ]
+    rows.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns), "utf-8")
+    command = [
+        "train",
+        "stage=image_sft",
+        "core=tiny",
+        "modality/image=none",
+        "data=jsonl",
+        "stage.num_steps=5",
+    ]
+    command += [
+        f"data.train.0.source.path={rows}",
+        f"runs={tmp_path}",
+        "stage.train=[core.layers.1]",
+        "threads=1",
+    ]
+    command += ["dtype=float32", "loader.batch_size=2", "stage.save_every=2", "name=text"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "replay=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "step 4: finite, equal to the bit" in printed and "rows.jsonl:" in printed
+    assert main([*command, "replay=6"]) == 2
+    assert "replay=6: steps of this run are 1 to stage.num_steps=5" in capsys.readouterr().err
