@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm_llama.cli import eval_normalization, eval_prosody, eval_speech, eval_tts
-from mm_llama.cli.eval_rows import source_of
+from mm_llama.cli.eval_rows import journal_of, source_of
 from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int:
             )
     from mm_llama.eval.journal import keeping
 
-    with keeping(_journal(args)) as journal:
+    with keeping(journal_of(args)) as journal:
         if len(journal):
             print(f"going on with what an earlier run of this command found: {journal.path}", file=sys.stderr)
         if args.task in APART:
@@ -358,24 +357,6 @@ def _mmlu(args: argparse.Namespace) -> dict[str, Any]:
         print(f"digest of all option log-likelihoods: {result.digest}")
         print(f"{result.num_tokens:,} tokens in {result.seconds:.1f} s")
     return result.to_json() | {"num_items": len(items), "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def _journal(args: argparse.Namespace) -> Path:
-    """Return where the answers of this very command are kept until it ends well: same weights, same settings."""
-    from mm_llama.paths import cache_dir
-    from mm_llama.stages.checkpoint_files import find_checkpoint
-    from mm_llama.stages.metrics import environment
-
-    told = {
-        key: str(value)
-        for key, value in vars(args).items()
-        if key not in ("out", "answers", "json", "threads")
-    }
-    manifests = [(find_checkpoint(run) / "MANIFEST.json").read_text("utf-8") for run in args.adapter]
-    name = hashlib.sha256(json.dumps([told, manifests, environment()], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    return cache_dir() / "answers" / f"{name}.jsonl"
 
 
 def _load(args: argparse.Namespace) -> tuple[MultimodalLlama, Tokenizer, ChatFormat]:

@@ -1,7 +1,13 @@
-"""The rows that an evaluation of pictures asks: a recipe's, in the words that the adapter knows, or those of a file."""
+"""The rows that an evaluation of pictures asks: a recipe's, in the words that the adapter knows, or those of a file.
+
+And where an evaluation keeps what it has found until it is whole.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,3 +81,21 @@ def _first_words(wrapper: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     if recipe == "tuxpaint":
         return {"prompt": first} if task == "caption" else {}
     return {"template": first} if task != "caption" else {}
+
+
+def journal_of(args: argparse.Namespace) -> Path:
+    """Return where the answers of this very command are kept until it ends well: same weights, same settings."""
+    from mm_llama.paths import cache_dir
+    from mm_llama.stages.checkpoint_files import find_checkpoint
+    from mm_llama.stages.metrics import environment
+
+    told = {
+        key: str(value)
+        for key, value in vars(args).items()
+        if key not in ("out", "answers", "json", "threads")
+    }
+    manifests = [(find_checkpoint(run) / "MANIFEST.json").read_text("utf-8") for run in args.adapter]
+    name = hashlib.sha256(json.dumps([told, manifests, environment()], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
+    return cache_dir() / "answers" / f"{name}.jsonl"
