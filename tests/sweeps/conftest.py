@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mm_llama.stages.checkpoint import find_checkpoint
+from mm_llama.stages.checkpoint_files import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
