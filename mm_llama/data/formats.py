@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,7 @@ class Wrapped:
         said = json.dumps([type(self).__name__, options, source.digest], sort_keys=True)
         self.digest = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
         self.blocks: list[int] | None = getattr(source, "blocks", None)
+        self.read_ahead: Callable[[Sequence[int]], None] | None = getattr(source, "read_ahead", None)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -281,8 +281,9 @@ class Loader:
         skips: list[Skip] = []
         documents: list[tuple[int, int, Place]] = []
         start, end, count = self._window(window)
-        for index in range(start, end):
-            place = self.mixture.place(epoch, index)
+        places = [self.mixture.place(epoch, index) for index in range(start, end)]
+        self.mixture.read_ahead(places)
+        for index, place in enumerate(places, start):
             try:
                 documents.append((self._length(place), index, place))
             except TooLongError as problem:

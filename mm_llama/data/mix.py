@@ -108,6 +108,14 @@ class Mixture:
         cycle, turn = divmod(turn, len(self.sources[source]))
         return Place(source, self._shuffled(len(self.sources[source]), cycle, source, turn))
 
+    def read_ahead(self, places: Sequence[Place]) -> None:
+        """Let the sources that can fetch these rows before they are asked for; only with a bounded `buffer`."""
+        for number, source in enumerate(self.sources if self._blocks else ()):
+            fetch = getattr(source, "read_ahead", None)
+            rows = [place.row for place in places if place.source == number]
+            if fetch is not None and rows:
+                fetch(rows)
+
     def row(self, place: Place) -> Row:
         """The row at a place."""
         return self.sources[place.source].row(place.row)

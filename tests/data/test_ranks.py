@@ -238,6 +238,36 @@ def test_with_weights_each_source_goes_through_its_own_blocks(shards):
             assert sorted(drawn[start : start + size]) == list(range(size))
 
 
+def test_with_a_buffer_the_shards_of_a_window_are_fetched_before_its_rows_are_read(chat, shards, monkeypatch):
+    fetched: list[list[int]] = []
+    ahead = Shards.read_ahead
+
+    def noted(self, wanted):
+        fetched.append(list(wanted))
+        ahead(self, wanted)
+
+    monkeypatch.setattr(Shards, "read_ahead", noted)
+    for source in (shards, Formatted(shards, task="plain")):
+        fetched.clear()
+        loader = Loader(Mixture([source], seed=1, buffer=16), chat, batch_size=4, bucket_batches=2)
+        first = next(iter(loader))
+        assert len(fetched) == 1 and len(fetched[0]) == 8
+        assert {shards.name_of(row) for row in fetched[0]} >= set(first.sources)
+    fetched.clear()
+    next(iter(Loader(Mixture([shards], seed=1), chat, batch_size=4)))
+    assert fetched == []
+    shards.read_ahead(range(len(shards)))
+    Shards.read_ahead(_Gone(shards), [0])  # a hint, so nothing is raised here
+
+
+class _Gone:
+    """Shards whose files are no longer there."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.files = ["/gone"]
+        self._starts, self._place = shards._starts, shards._place
+
+
 def test_a_negative_buffer_is_refused():
     with pytest.raises(ValueError, match=r"loader\.shuffle_buffer must be at least 0, got -1"):
         Mixture([rows(3)], buffer=-1)
