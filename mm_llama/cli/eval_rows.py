@@ -23,7 +23,7 @@ SPOKEN = "spoken_easy_vqa"  # questions of easy-VQA asked aloud, by a picture an
 def source_of(data: str, adapters: Sequence[Path], split: str) -> Source:
     """The rows to ask: a recipe's split, with the prompt that the adapter was trained with, or a file."""
     from mm_llama.data import recipes, speech_recipes
-    from mm_llama.data.sources import JsonlChat
+    from mm_llama.data.opening import open_data
 
     named: dict[str, tuple[str, Any]] = {
         "easy_vqa": ("easy_vqa", recipes.easy_vqa),
@@ -44,7 +44,7 @@ def source_of(data: str, adapters: Sequence[Path], split: str) -> Source:
         )
         return spoken
     if data not in named:
-        return JsonlChat(data)
+        return open_data(data)
     package, recipe = named[data]
     source: Source = recipe(
         asset(package), cache_dir() / "data" / data, split, **_trained_with(adapters, data)

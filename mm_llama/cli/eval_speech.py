@@ -117,10 +117,10 @@ def in_pieces(model: Any, tokenizer: Any, chat: Any) -> Callable[[Any, str, Any]
 
 def source_of(data: str, split: str) -> Source:
     """Return the rows that `--data` names: a recipe's split, or those of a file."""
-    from mm_llama.data.sources import JsonlChat
+    from mm_llama.data.opening import open_data
 
     if data not in RECIPES:
-        return JsonlChat(data)
+        return open_data(data)
     from mm_llama.assets import asset
     from mm_llama.data import speech_recipes as recipes
     from mm_llama.paths import cache_dir

@@ -258,3 +258,37 @@ def test_data_of_any_form_is_opened_by_its_path(tmp_path, tar_file, chat_file, r
         open_data(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError):
         open_data(tmp_path / "gone.jsonl")
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "audiofolder", "videofolder", "parquet", "shards", "jsonl"])
+def test_every_form_is_a_config_and_what_eval_opens(form, tmp_path, real_media, tar_file, monkeypatch):
+    from mm_llama.build import build, compose_config, resolve
+    from mm_llama.cli import eval_rows, eval_speech
+
+    monkeypatch.setenv("MM_LLAMA_CACHE", str(tmp_path / "cache"))
+    kind = {"audiofolder": "audio", "videofolder": "video"}.get(form, "image")
+    ending, data = real_media.of(kind)
+    place = tmp_path / "data"
+    place.mkdir()
+    if form == "shards":
+        place = tar_file([(f"0.{ending}", data), ("0.txt", b"x")], "data/0.tar")
+    elif form == "jsonl":
+        place = place / "rows.jsonl"
+        place.write_text(
+            '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]}'
+        )
+    elif form == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow.parquet import write_table as write
+
+        write(pyarrow.Table.from_pylist([{"image": {"bytes": data}, "text": "x"}]), place / "a.parquet")
+    else:
+        (place / f"0.{ending}").write_bytes(data)
+        write_table(place, "csv", [{"file_name": f"0.{ending}", "text": "x"}])
+    key = {"shards": "files", "parquet": "files", "jsonl": "path"}.get(form, "folder")
+    given = [f"data={form}", f"data.train.0.source.{key}={place}", "stage=none", "core=tiny"]
+    source = build(resolve(compose_config("train", given))["data"]["train"][0]["source"])
+    assert answers(source) == answers(open_data(place)) == ["x"]
+    assert open_data(place).digest == source.digest
+    for opened in (eval_rows.source_of(str(place), [], "test"), eval_speech.source_of(str(place), "test")):
+        assert opened.digest == source.digest
