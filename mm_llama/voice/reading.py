@@ -36,24 +36,27 @@ def read_aloud(
     In which pieces it comes makes no difference: it is read by words, white space between them as one space.
     """
     wanted = sorted({layer for layer in layers if layer})
-    core, reader = model.core, None
+    reader = None
     prefix = chat.render([Message("user", (Text(""),))], open_assistant=True).tokens
-    with Watch(core, wanted) as watch:
+    with Watch(model.core, wanted) as watch:
         for word in words_of(texts):
             if word == "\n":
-                reader = None
+                if reader is not None:
+                    reader.begin_anew()
                 yield Written(b"\n", {})
                 continue
             if not wanted:
                 yield Written(word.encode(), {})
                 continue
-            if reader is None or reader.is_long:
+            if reader is None:
                 reader = _Reader(model, prefix, wanted[-1])
+            elif reader.is_long:
+                reader.begin_anew()
             ids = tokenizer.encode(word)
             for first in range(0, len(ids), AT_ONCE):
                 part = ids[first : first + AT_ONCE]
                 if not reader.has_room(len(part)):
-                    reader = _Reader(model, prefix, wanted[-1])
+                    reader.begin_anew()
                 reader.run(part)
                 states = [watch.at(place) for place in range(len(part))]
                 for id, state in zip(part, states, strict=True):
@@ -81,7 +84,7 @@ def words_of(texts: Iterable[str]) -> Iterator[str]:
 
 
 class _Reader:
-    """The core at a place in a line."""
+    """The core at a place in a line. What it keeps is as large as at first, however often it begins anew."""
 
     def __init__(self, model: MultimodalLlama, prefix: list[int], stop: int) -> None:
         self.core, self.stop = model.core, stop
@@ -92,6 +95,10 @@ class _Reader:
         self.ended = False
         self.run(prefix)
         self.start = self.place
+
+    def begin_anew(self) -> None:
+        """Go back to behind the question; what was read since is overwritten, and not seen before it is."""
+        self.place, self.ended = self.start, False
 
     @property
     def is_long(self) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_llama.assistant import Assistant, load
+from mm_llama.core.cache import KVCache
 from mm_llama.core.chat import Message, Text
 from mm_llama.data.text_to_speech import Hibari
 from mm_llama.spoken import Written
@@ -177,6 +178,27 @@ def test_a_long_text_is_read_anew_at_the_ends_of_sentences(assistant: Assistant)
             and torch.allclose(token.states[1], fresh_1SD[0, -1], rtol=1e-4, atol=1e-4)
         ]
         assert least <= anew[0] <= most, (unit, anew)
+
+
+def test_lines_are_read_as_if_alone_and_what_the_core_keeps_is_made_once(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beginning anew overwrites what was kept: a new cache each time, some megabytes, breaks the heap into pieces."""
+    model, tokenizer, chat = assistant.model, assistant.tokenizer, assistant.chat_format
+    made: list[KVCache] = []
+    monkeypatch.setattr(
+        "mm_llama.voice.reading.KVCache", lambda *options: made.append(KVCache(*options)) or made[-1]
+    )
+    lines = ["They saw it and left. " * 150, "Nobody came.", "The end"]
+    together = [
+        token for token in read_aloud(model, tokenizer, chat, ["\n".join(lines)], [1]) if token.states
+    ]
+    assert len(made) == 1
+    alone = [token for line in lines for token in read_aloud(model, tokenizer, chat, [line], [1])]
+    assert [one.data for one in together] == [one.data for one in alone] and len(together) > MOST
+    assert all(
+        torch.equal(one.states[1], other.states[1]) for one, other in zip(together, alone, strict=True)
+    )
 
 
 @given(st.text(alphabet="ab 1.,!?;:\"'-\n\té€", max_size=700), st.integers(1, 9))
