@@ -32,7 +32,8 @@ Sight = tuple[Keys, Tensor, Tensor]  # what is looked at, how far away it is int
 class ProsodyModel(nn.Module):
     """Phones int64[P], and the core's states, to float32[P, 4]: see `NUM`, each about zero and about one wide.
 
-    Whether there is a voice is a logit. `style` int64 may choose among `num_styles` speakers or styles.
+    Whether there is a voice is a logit. A style, a speaker's or one's own, is a number below `num_styles`; styles may
+    have names, in that order.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ProsodyModel(nn.Module):
         chunk: int = 4,
         uses_core: bool = True,
         num_styles: int = 1,
+        style_names: Sequence[str] = (),
         reach: int = 16,
         dropout: float = 0.1,
         norm_eps: float = 1e-5,
@@ -59,7 +61,12 @@ class ProsodyModel(nn.Module):
                 f"num_phones={num_phones}, num_layers={num_layers}, chunk={chunk} and num_styles={num_styles} are at "
                 f"least 1, phones_ahead={phones_ahead} is not below 0, dropout={dropout} is a share below 1"
             )
+        if style_names and len(set(style_names)) != num_styles:
+            raise ValueError(
+                f"style_names={list(style_names)} are not num_styles={num_styles} names: name each style, or none"
+            )
         self.num_phones, self.dim, self.phones_ahead = num_phones, dim, phones_ahead
+        self.style_names = tuple(style_names)
         self.chunk, self.uses_core, self.dropout = chunk, uses_core, dropout
         self.phone = nn.Embedding(num_phones + 1, width)  # the last: behind the end
         self.style = nn.Embedding(num_styles, width)
@@ -87,6 +94,23 @@ class ProsodyModel(nn.Module):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * std)
                 else:
                     weight.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+
+    def style_of(self, style: int | str) -> int:
+        """Return the number of a style that is told by its number or its name. Raises ValueError for another one."""
+        num_styles = self.style.num_embeddings
+        if style in self.style_names:
+            return self.style_names.index(str(style))
+        if not str(style).isdecimal() or not int(style) < num_styles:
+            names = f": {', '.join(self.style_names)}" if self.style_names else ""
+            raise ValueError(f"style is {style}, but this voice has {num_styles}, numbered from 0{names}")
+        return int(style)
+
+    def fit_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a table of fewer styles with more of them, each as the first: of a voice that learns another style."""
+        more = self.style.num_embeddings - len(tensor)
+        if name != "style.weight" or more <= 0:
+            return tensor
+        return torch.cat((tensor, tensor[:1].expand(more, -1)))
 
     def forward(
         self,

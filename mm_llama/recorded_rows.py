@@ -43,12 +43,14 @@ def recorded_voice(
     split: str = "train",
     limit: int = 0,
     least_fit: float = LEAST_FIT,
+    style: str = "",
 ) -> VoiceRows:
     """Return one split (train, holdout, test) of the Asterisk prompts below `root`, aligned by a run of `tts_aligner`.
 
-    `limit` prompts of them alone, 0 for all; what fits its text less than `least_fit` is left out. No text stands on
-    both sides of a split. Raises ValueError for another split, where the run is missing or holds no aligner, and where
-    it finds too few texts in their recordings; FileNotFoundError without the prompts.
+    `style` is the name of it for a model that has several. `limit` prompts of them alone, 0 for all; what fits
+    its text less than `least_fit` is left out. No text stands on both sides of a split. Raises ValueError for
+    another split, where the run is missing or holds no aligner, and where it finds too few texts in their
+    recordings; FileNotFoundError without the prompts.
     """
     from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 
@@ -70,7 +72,7 @@ def recorded_voice(
             made,
             lambda part: _fill(part, prompts[: limit or None], *tools, least_fit),
         )
-    return VoiceRows(path)
+    return VoiceRows(path, style)
 
 
 def load_aligner(run: str | Path) -> Any:

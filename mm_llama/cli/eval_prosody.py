@@ -17,6 +17,12 @@ def add_parser(tasks: Any) -> argparse.ArgumentParser:
     )
     add_data(task)
     task.add_argument("--beside", type=Path, metavar="RUN", help="a second prosody run, to be compared with")
+    task.add_argument(
+        "--style", metavar="NAME", help="in which all is said (default: that of the recordings, or 0)"
+    )
+    task.add_argument(
+        "--beside-style", metavar="NAME", help="the same run, said in this style, to be compared with"
+    )
     return task
 
 
@@ -28,14 +34,20 @@ def run(args: argparse.Namespace, model: Any, tokenizer: Any, chat: Any, progres
     from mm_llama.eval.prosody import compared, evaluate_prosody, table_of
     from mm_llama.eval.vqa_result import write_text
 
+    if args.beside and args.beside_style:
+        raise ValueError("--beside and --beside-style are both what is compared with: leave one of them out")
     source, mel = source_of(args.data, args.split, args.aligner), log_mel(model)
     rest: dict[str, Any] = {"limit": args.limit, "progress": progress}
-    results = [(str(args.adapter[-1]), evaluate_prosody(model, tokenizer, chat, source, mel, **rest))]
+    parts = model, tokenizer, chat, source, mel
+    results = [(str(args.adapter[-1]), evaluate_prosody(*parts, style=args.style, **rest))]
     if args.beside:
         other = load_model(args.core, [args.beside], model.dtype, args.device)
-        results.append((str(args.beside), evaluate_prosody(*other, source, mel, **rest)))
+        results.append((str(args.beside), evaluate_prosody(*other, source, mel, style=args.style, **rest)))
+    if args.beside_style:
+        other_style = evaluate_prosody(*parts, style=args.beside_style, **rest)
+        results.append((f"in style {args.beside_style}", other_style))
     found: dict[str, Any] = {"runs": {name: result.to_json() for name, result in results}}
-    if args.beside:
+    if len(results) > 1:
         found["compared"] = compared(results[0][1], results[1][1])
     if args.out:
         write_text(args.out, json.dumps(found, indent=2) + "\n")

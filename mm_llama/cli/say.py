@@ -105,7 +105,7 @@ def speaker_of(
     assistant: Assistant,
     rate: float = 1.0,
     pitch: float = 1.0,
-    style: int = 0,
+    style: int | str = 0,
     phones: Callable[[str], str] | None = None,
     engine: bool = False,
 ) -> Speaker:
@@ -239,10 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--style",
-        type=int,
-        default=0,
-        metavar="N",
-        help="a style of the voice's prosody (default: %(default)s)",
+        default="0",
+        metavar="NAME",
+        help="a style of the voice's prosody, by its name or number (default: %(default)s)",
     )
     add("--show", action="store_true", help="print the words that are said, and their phones")
     add(

@@ -29,7 +29,11 @@ LEAST_HZ = 40  # below it the teacher's pitch means that there is no voice
 
 
 class VoiceRows(JsonlChat):
-    """Rows whose recordings stand beside their file."""
+    """Rows whose recordings stand beside their file; `style` is the name of how, or by whom, they are said."""
+
+    def __init__(self, path: str | Path, style: str = "") -> None:
+        super().__init__(path)
+        self.style = style
 
     def row(self, index: int) -> Row:
         """Return a row, the path of its recording whole."""
@@ -37,8 +41,10 @@ class VoiceRows(JsonlChat):
         labels = row.extra.get("labels")
         if not isinstance(labels, dict) or "audio" not in labels:
             return row  # who asks for its labels says what is missing
-        audio = str(self.path.parent / labels["audio"])
-        return replace(row, extra={**row.extra, "labels": {**labels, "audio": audio}})
+        labels = {**labels, "audio": str(self.path.parent / labels["audio"])}
+        if self.style:
+            labels["style"] = self.style
+        return replace(row, extra={**row.extra, "labels": labels})
 
 
 def taught_voice(
@@ -49,9 +55,11 @@ def taught_voice(
     num_train: int = 4000,
     num_holdout: int = 200,
     seed: int = 0,
+    style: str = "",
 ) -> VoiceRows:
     """Return one split (train, holdout) of sentences below the folders `root`, spoken by the engine's own voice.
 
+    `style` is the name of it for a model that has several.
     Raises ValueError for another split, or when there are too few sentences.
     """
     roots = [root] if isinstance(root, str | Path) else list(root)
@@ -64,7 +72,7 @@ def taught_voice(
         if len(found) < wanted:
             raise too_few(roots, "sentences that can be said", len(found), num_train, num_holdout)
         write_split(folder, _taught(found[:wanted], folder, Hibari(engine)), num_holdout)
-    return VoiceRows(path)
+    return VoiceRows(path, style)
 
 
 def _taught(texts: Sequence[str], folder: Path, engine: Hibari) -> list[dict[str, Any]]:

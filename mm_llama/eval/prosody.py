@@ -122,12 +122,14 @@ def evaluate_prosody(
     source: Source,
     mel: Any,
     *,
+    style: int | str | None = None,
     limit: int = 0,
     progress: Progress | None = None,
 ) -> ProsodyResult:
     """Predict the prosody of every row of a voice, or of `limit` rows at even strides; `mel` makes its log-mels.
 
-    Raises ValueError without a prosody model, and for rows that are no recordings.
+    `style` is that of all; None: of each the one that its row names, else the first. Raises ValueError without a
+    prosody model, for a style that it does not have, and for rows that are no recordings.
     """
     adapter = prosody_model_of(model).adapter
     rows = [source.row(index) for index in evenly(len(source), limit)]
@@ -135,15 +137,17 @@ def evaluate_prosody(
     for first in range(0, len(rows), BATCH):
         part = rows[first : first + BATCH]
         tokens_BS, texts = written_rows([text_of(row) for row in part], chat)
-        spoken = []
+        spoken, styles = list[str](), list[int | str]()
         for row in part:
             labels = row.extra.get("labels") or {}
             take = recorded(labels, row.source, mel.rate, mel.hop)
             result.truths.append(features_of(measured(take, mel(take.samples))))
             spoken.append(labels["phones"])
+            styles.append(labels.get("style", 0) if style is None else style)
         with torch.inference_mode():
-            asked = given(model, tokens_BS.to(model.device), texts, spoken, tokenizer)
-            result.found += [one.cpu() for one in adapter.predict(asked.phones, asked.states, asked.owners)]
+            asked = given(model, tokens_BS.to(model.device), texts, spoken, tokenizer, styles)
+            found = adapter.predict(asked.phones, asked.states, asked.owners, asked.styles)
+            result.found += [one.cpu() for one in found]
         if progress is not None:
             progress("utterances", len(result.found), len(rows))
     return result

@@ -43,7 +43,7 @@ class Prosody:
         adapter = prosody_model_of(model).adapter
         asked, truths = self.read(model, batch)
         known = [truth + self.noise * torch.randn_like(truth) for truth in truths]
-        found = adapter(asked.phones, known, asked.states, asked.owners)
+        found = adapter(asked.phones, known, asked.states, asked.owners, asked.styles)
         losses = [feature_losses(one, truth) for one, truth in zip(found, truths, strict=True)]
         return StepOutput(torch.stack(losses).sum(), sum(map(len, truths)))
 
@@ -62,9 +62,8 @@ class Prosody:
         for batch in batches:
             with torch.inference_mode():
                 asked, truths = self.read(model, batch)
-                for one, truth in zip(
-                    adapter.predict(asked.phones, asked.states, asked.owners), truths, strict=True
-                ):
+                predicted = adapter.predict(asked.phones, asked.states, asked.owners, asked.styles)
+                for one, truth in zip(predicted, truths, strict=True):
                     voiced = truth[:, 2] > 0
                     off = (one - truth)[:, (0, 1, 3)].square().double().cpu()
                     squares += torch.stack((off[:, 0].sum(), off[voiced.cpu(), 1].sum(), off[:, 2].sum()))
@@ -80,7 +79,8 @@ class Prosody:
         truths = [features_of(measured(one, self.mel(one.samples))) for one in recorded_rows(batch, self.mel)]
         rows = answered_rows(batch, self.chat)
         spoken = [labels["phones"] for labels in labels_of(batch)]
-        return given(model, batch.tokens_BS, rows, spoken, self.chat.tokenizer), truths
+        styles = [labels.get("style", 0) for labels in labels_of(batch)]
+        return given(model, batch.tokens_BS, rows, spoken, self.chat.tokenizer, styles), truths
 
 
 def feature_losses(found_P4: Tensor, truth_P4: Tensor) -> Tensor:

@@ -22,11 +22,12 @@ KIND = "tts_prosody"
 
 @dataclass(frozen=True)
 class Given:
-    """Of each text its phones int64[P], the core's states float[S, D], and where each phone's word begins int64[P]."""
+    """Of each text its phones int64[P], states float[S, D], where each phone's word begins int64[P], and its style."""
 
     phones: list[Tensor]
     states: list[Tensor] | None = None
     owners: list[Tensor] | None = None
+    styles: list[int] | None = None
 
 
 def prosody_model_of(model: MultimodalLlama) -> Spoken:
@@ -45,16 +46,21 @@ def given(
     rows: Sequence[tuple[str, list[int]]],
     spoken: Sequence[str],
     tokenizer: Tokenizer,
+    styles: Sequence[int | str] = (),
 ) -> Given:
-    """Return what the prosody model is given; `rows` are (text, positions of its tokens), `spoken` their phones."""
+    """Return what the prosody model is given; `rows` are (text, positions of its tokens), `spoken` their phones.
+
+    `styles` are names or numbers of the model's, the first where none are given. Raises ValueError for another one.
+    """
     modality, device = prosody_model_of(model), tokens_BS.device
+    numbers_of_styles = [modality.adapter.style_of(style) for style in styles or [0] * len(rows)]
     phones = [torch.tensor(numbers(one), device=device) for one in spoken]
     if not modality.adapter.uses_core:
-        return Given(phones)
+        return Given(phones, styles=numbers_of_styles)
     states_BSD = modality.states(model.core, tokens_BS)
     states = [states_BSD[row, places] for row, (_, places) in enumerate(rows)]
     owners = [
         owners_of_phones(one, text, tokens_BS[row, places].tolist(), tokenizer)
         for row, ((text, places), one) in enumerate(zip(rows, spoken, strict=True))
     ]
-    return Given(phones, states, [torch.tensor(one, device=device) for one in owners])
+    return Given(phones, states, [torch.tensor(one, device=device) for one in owners], numbers_of_styles)

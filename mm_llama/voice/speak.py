@@ -10,6 +10,7 @@ Shapes: T samples.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -36,6 +37,11 @@ from mm_llama.voice.wording import Wording, check_script
 __all__ = ["Piece", "Said", "Speaker"]
 
 
+# Convolutions that are kept compiled, one for each number of frames: about 70 KB each, and by default 1,024 of them,
+# which makes a process grow for ten minutes of speech. With so many it costs 4 % more time.
+COMPILED = 64
+
+
 @dataclass(frozen=True)
 class Piece:
     """Samples float32[T] that follow those before; with the last ones of a sentence comes the sentence."""
@@ -47,10 +53,11 @@ class Piece:
 class Speaker:
     """A model with the parts of a voice, and `phones`, which finds the phones of words.
 
-    `rate` and `pitch` are factors from a half to two, `style` a number of the prosody model's. What is not `english` is
-    read by `phones` alone, in any script. An `engine` takes the place of prosody model, acoustic model and vocoder,
-    sentence by sentence, in its own way alone (neither rate nor pitch nor style). `seconds` counts what
-    each part has taken, the core's reading or writing as "core". Raises ValueError, naming it, for a missing part.
+    `rate` and `pitch` are factors from a half to two, `style` a number or a name of the prosody model's. What is
+    not `english` is read by `phones` alone, in any script. An `engine` takes the place of prosody model, acoustic
+    model and vocoder, sentence by sentence, in its own way alone (neither rate nor pitch nor style). `seconds`
+    counts what each part has taken, the core's reading or writing as "core". Raises ValueError, naming it, for a
+    missing part.
     """
 
     def __init__(
@@ -61,12 +68,13 @@ class Speaker:
         phones: Callable[[str], str],
         rate: float = 1.0,
         pitch: float = 1.0,
-        style: int = 0,
+        style: int | str = 0,
         english: bool = True,
         engine: Engine | None = None,
     ) -> None:
         check_factor("rate", rate)
         check_factor("pitch", pitch)
+        keep_few_compiled()
         self.engine = engine
         self.normalizer = normalizer_of(model) if english and NORMALIZER in model.modality else None
         self.english = english
@@ -74,13 +82,11 @@ class Speaker:
         if self.prosody is not None:
             self.acoustic: Any = model.spoken("tts_acoustic").adapter
             self.vocoder: Any = model.spoken("tts_vocoder").adapter
-            num_styles = self.prosody.adapter.style.num_embeddings
-            if not 0 <= style < num_styles:
-                raise ValueError(f"style is {style}, but this voice has {num_styles}, numbered from 0")
-        elif (rate, pitch, style) != (1.0, 1.0, 0):
+            style = self.prosody.adapter.style_of(style)
+        elif (rate, pitch, str(style)) != (1.0, 1.0, "0"):
             raise ValueError("rate, pitch and style are those of our own voice: an engine speaks as it does")
         self.model, self.tokenizer, self.chat, self.phones = model, tokenizer, chat, phones
-        self.rate, self.pitch, self.style = rate, pitch, style
+        self.rate, self.pitch, self.style = rate, pitch, int(style)
         self.seconds: dict[str, float] = defaultdict(float)
         # Of the core the layer that the normaliser reads, and the one that the prosody model reads; 0: none.
         self.layers = self._layer(self.normalizer), self._layer(self.prosody)
@@ -154,3 +160,11 @@ class Speaker:
         assert self.prosody is not None
         parts = self.phones, self.prosody.adapter, self.acoustic, self.vocoder
         return Sentence(*parts, self.rate, self.pitch, self.style, self.seconds)
+
+
+def keep_few_compiled() -> None:
+    """Have oneDNN keep `COMPILED` of its programs, unless `ONEDNN_PRIMITIVE_CACHE_CAPACITY` is set.
+
+    It is asked for once, before the first of them is compiled: later in a process this changes nothing.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(COMPILED))

@@ -117,6 +117,19 @@ def test_styles_differ_and_every_parameter_learns() -> None:
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
+def test_a_style_is_told_by_name_or_number_and_another_is_learned_from_the_first() -> None:
+    model = make(style_names=["taught", "recorded"])
+    assert [model.style_of(one) for one in ("recorded", "taught", 1, "0")] == [1, 0, 1, 0]
+    for wrong in ("loud", 2, -1):
+        with pytest.raises(ValueError, match="this voice has 2, numbered from 0: taught, recorded"):
+            model.style_of(wrong)
+    one = make(num_styles=1).style.weight.detach()
+    fitted = model.fit_tensor("style.weight", one)
+    assert fitted.shape == model.style.weight.shape and torch.equal(fitted[1:], one)
+    with pytest.raises(ValueError, match="are not num_styles=2 names"):
+        make(style_names=["taught"])
+
+
 def test_what_cannot_be_is_refused() -> None:
     phones, known, _, _ = texts(3)
     with pytest.raises(ValueError, match="looks at the core: give the states"):

@@ -15,8 +15,10 @@ import torch
 from mm_llama.assistant import load
 from mm_llama.build import compose_config
 from mm_llama.cli import main
+from mm_llama.cli.eval_tts import log_mel
 from mm_llama.data.text_to_speech import Hibari
-from mm_llama.eval.prosody import paired_p
+from mm_llama.data.voice_rows import VoiceRows
+from mm_llama.eval.prosody import evaluate_prosody, paired_p
 from mm_llama.stage_run import run_stage
 from mm_llama.voice.prosody import features_of, owners_of_phones, utterance_of
 from mm_llama.voice.speak import Speaker
@@ -65,6 +67,39 @@ def test_rate_and_pitch_are_what_they_say(speaker: Speaker) -> None:
     for wrong in ({"rate": 3.0}, {"pitch": 0.1}):
         with pytest.raises(ValueError, match="expected a factor from 0.5 to 2"):
             Speaker(*options, **wrong)
+
+
+def test_a_style_is_learned_beside_the_first_and_named_when_it_is_wanted(
+    tiny_voice: Any, runs: list[Path], tmp_path: Path, asset_dir: Callable[[str], Path]
+) -> None:
+    """A run goes on from one style with two, of rows that name theirs; what is said is the style's."""
+    rows = [
+        f"{{_target_: mm_llama.data.voice_rows.VoiceRows, path: {tiny_voice.rows}, style: {style}}}"
+        for style in ("calm", "loud")
+    ]
+    adapter = "modality.tts_prosody.adapter"
+    options = [
+        "stage=tts_prosody", "core=tiny", "modality/tts_prosody=tiny", f"runs={tmp_path}", "dtype=float32",
+        f"{adapter}.num_styles=2", f"{adapter}.style_names=[calm,loud]", f"stage.init.tts_prosody={runs[0]}",
+        "stage.num_steps=2", f"data.train=[{{source: {rows[0]}}},{{source: {rows[1]}}}]", f"data.eval=[{rows[1]}]",
+        "loader.batch_size=2", "optim.lr=0.1",
+    ]  # fmt: skip
+    result = run_stage(compose_config("train", options))
+    one = load("tiny", [result.run_dir, *runs[1:]], dtype="float32")
+    parts = one.model, one.tokenizer, one.chat_format
+    phones = Hibari(asset_dir("hibari_tts")).phones
+    said = {
+        style: next(Speaker(*parts, phones, style=style).say(TEXT)).features_P4
+        for style in ("calm", "loud", 1)
+    }
+    assert torch.equal(said["loud"], said[1]) and not torch.equal(said["loud"], said["calm"])
+    with pytest.raises(ValueError, match="style is sad, but this voice has 2, numbered from 0: calm, loud"):
+        Speaker(*parts, phones, style="sad")
+    source, mel = VoiceRows(tiny_voice.rows, "loud"), log_mel(one.model)
+    by_row, loud, calm = (
+        evaluate_prosody(*parts, source, mel, style=style).found[0] for style in (None, "loud", "calm")
+    )
+    assert torch.equal(by_row, loud) and not torch.equal(loud, calm)
 
 
 def test_the_command_writes_a_whole_file_or_none(
