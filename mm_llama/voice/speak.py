@@ -37,8 +37,8 @@ from mm_llama.voice.wording import Wording, check_script
 __all__ = ["Piece", "Said", "Speaker"]
 
 
-# Convolutions that are kept compiled, one for each number of frames: about 70 KB each, and by default 1,024 of them,
-# which makes a process grow for ten minutes of speech. With so many it costs 4 % more time.
+# Convolutions that are kept compiled, one for each number of frames: by default 1,024 of them, 70 KB or more each, so
+# that a process grows for ten minutes of speech. With so few it takes 4 % more time.
 COMPILED = 64
 
 
