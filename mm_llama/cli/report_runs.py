@@ -38,7 +38,7 @@ def show(args: argparse.Namespace) -> int:
     if not any(str(path) == "-" for path, _ in outputs if path is not None):
         _print_table(header, cells, rows)
         if len(rows) > 1:
-            _print_best(rows[0], metric)
+            _print_best(groups, metric)
         if args.compare:
             _print_comparison(groups, keys, metric)
     return 1 if any(row.status == FAILED for row in rows) else 0
@@ -102,11 +102,14 @@ def _print_table(header: Sequence[str], cells: Sequence[Sequence[str]], rows: Se
             print(f"{row.status}: {row.folder}: {row.error}")
 
 
-def _print_best(best: Row, metric: str) -> None:
-    if best.status != FINISHED or metric not in best.metrics:
+def _print_best(groups: Sequence[compare.Group], metric: str) -> None:
+    """Name the best config, by its mean where it was run from several seeds, and its command."""
+    if not groups or not groups[0].values(metric):
         print("none of these runs is finished")
         return
-    print(f"best by {metric}: {best.metrics[metric]:.4f}, {best.folder}")
+    best = next(iter(groups[0].rows.values()))
+    value = groups[0].summary(metric) if len(groups[0].rows) > 1 else f"{best.metrics[metric]:.4f}"
+    print(f"best by {metric}: {value}, {best.folder}")
     if best.overrides:
         parent = best.folder.parent.name if best.folder.parent.name.endswith("_sweep") else best.folder.name
         print(results.command_of(best, f"{parent.removesuffix('_sweep')}_best"))

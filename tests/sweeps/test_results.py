@@ -59,7 +59,7 @@ def test_the_best_config_is_a_command_that_trains_it_again(
 ) -> None:
     main(["report", str(sweep)])
     out = capsys.readouterr().out
-    (best,) = re.findall(r"^best by eval.answers: [\d.]+, (.*)$", out, re.MULTILINE)
+    (best,) = re.findall(r"^best by eval.answers: [\d.]+ ± [\d.]+ \(2 seeds\), (\S+)$", out, re.MULTILINE)
     (line,) = re.findall(r"^mm-llama train .*$", out, re.MULTILINE)
     command = shlex.split(line)[1:]
     assert command[-1] == "name=table_best" and "-m" not in command
