@@ -17,8 +17,8 @@ from mm_llama.stages.metrics import config_hash
 from mm_llama.stages.resume import FREE_KEYS, flat
 
 # Beside where and how often: the name. Of the keys that may differ when a run continues, the number of steps is part
-# of what a job is, and so is another run to go on from.
-NO_PART = (FREE_KEYS - {"num_steps", "resume"}, {"name"})
+# of what a job is, and so are another run to go on from and updates that may be left out.
+NO_PART = (FREE_KEYS - {"num_steps", "resume", "max_nonfinite"}, {"name"})
 
 
 def config_of(cfg: DictConfig) -> dict[str, Any]:

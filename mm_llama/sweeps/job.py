@@ -14,15 +14,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mm_llama.stage_run import run_stage
+from mm_llama.stages.lock import Locked, run_lock
 from mm_llama.stages.metrics import environment
 from mm_llama.stages.preemption import EXIT_CODE
 from mm_llama.sweeps.identity import config_of, hash_of, identity_of, source_digest
-from mm_llama.sweeps.ledger import FAILED, FINISHED, STARTED, STOPPED, Ledger, job_lock, typed
+from mm_llama.sweeps.ledger import FAILED, FINISHED, STARTED, STOPPED, Ledger, typed
 
 # The process that runs the sweep; a worker imports this module anew and finds 0.
 sweep_process = 0
@@ -44,7 +44,7 @@ def run_job(cfg: DictConfig) -> str:
 def _run(cfg: DictConfig, folder: Path) -> str:
     ledger, job = Ledger(folder.parent), str(cfg.sweep.job)
     try:
-        with job_lock(folder):
+        with run_lock(folder):
             entry = ledger.read().get(job)
             if entry is not None and entry.status == FINISHED and (folder / "summary.json").is_file():
                 return FINISHED  # by another sweep, since this one was planned
@@ -60,7 +60,7 @@ def _run(cfg: DictConfig, folder: Path) -> str:
             finally:
                 ledger.append(job, status, **facts)
             return status
-    except Timeout:
+    except Locked:
         return STARTED  # another process is at it
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 NAME = "ledger.jsonl"
-LOCK = ".job.lock"
 # What a line says of a job. One that began and did not end is broken, or still running where its lock is held.
 STARTED, FINISHED, FAILED, STOPPED = "started", "finished", "failed", "stopped"
 
@@ -89,22 +88,15 @@ def typed(overrides: Sequence[str]) -> list[str]:
     return list(overrides[:own])
 
 
-def job_lock(folder: Path) -> FileLock:
-    """Return the lock that a job holds while it runs; the system lets go of it however the process ends."""
-    return FileLock(folder / LOCK, timeout=0)
-
-
 def is_running(folder: Path) -> bool:
-    """Say whether a process holds the lock of a job or of a run."""
-    for name in (LOCK, ".lock"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            with FileLock(folder / name, timeout=0):
-                pass
-        except Timeout:
-            return True
-    return False
+    """Say whether a process holds the lock of a run folder; the system lets go of it however that process ends."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _end_of_last_line(path: Path) -> int:

@@ -20,7 +20,7 @@ from mm_llama.sweeps.ledger import FAILED, FINISHED, NAME, STOPPED, Entry, Ledge
 
 RUNNING, BROKEN = "running", "broken"
 # Where a run is and how often it writes: never what a table is about.
-ASIDE = (FREE_KEYS - {"num_steps", "resume"}) | {"name", "sweep"}
+ASIDE = (FREE_KEYS - {"num_steps", "resume", "max_nonfinite"}) | {"name", "sweep"}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mm_llama.paths import conf_dir
-from mm_llama.stages.preemption import EXIT_CODE
+from mm_llama.stages.preemption import EXIT_CODE, NAMES, Stopped
 from mm_llama.sweeps import job as job_module
 from mm_llama.sweeps.job import run_job
 from mm_llama.sweeps.ledger import FAILED, FINISHED, Entry, Ledger, is_running
@@ -136,8 +136,8 @@ class Sweep:
         try:
             with self._signals():
                 launcher.launch(overrides, initial_job_idx=0)
-        except (SystemExit, KeyboardInterrupt):
-            self.stopped = self.stopped or "interrupted"
+        except (SystemExit, KeyboardInterrupt) as stop:
+            self.stopped = self.stopped or (stop.name if isinstance(stop, Stopped) else "interrupted")
         except Exception as error:  # a worker that was killed, a queue that is not there
             if not self.stopped:
                 self.lost += 1
@@ -181,7 +181,7 @@ class Sweep:
                 child.terminate()
 
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            for name in NAMES:
                 if hasattr(signal, name):
                     number = getattr(signal, name)
                     previous[number] = signal.signal(number, receive)

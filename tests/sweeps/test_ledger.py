@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 import mm_llama
 from mm_llama.build import compose_config
+from mm_llama.stages.lock import run_lock
 from mm_llama.sweeps import identity
 from mm_llama.sweeps.identity import config_of, hash_of, source_digest
-from mm_llama.sweeps.ledger import FAILED, FINISHED, STARTED, Ledger, is_running, job_lock
+from mm_llama.sweeps.ledger import FAILED, FINISHED, STARTED, Ledger, is_running
 from tests.sweeps.conftest import ROOT
 
 
@@ -71,8 +72,8 @@ def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
 def test_a_job_runs_while_its_lock_is_held_and_no_longer(tmp_path: Path) -> None:
     assert not is_running(tmp_path)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom mm_llama.sweeps.ledger import job_lock\n"
-        "with job_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom mm_llama.stages.lock import run_lock\n"
+        "with run_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
@@ -81,7 +82,7 @@ def test_a_job_runs_while_its_lock_is_held_and_no_longer(tmp_path: Path) -> None
     holder.wait()
     holder.stdout.close()
     assert not is_running(tmp_path)
-    with job_lock(tmp_path):
+    with run_lock(tmp_path):
         assert is_running(tmp_path)
 
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from mm_llama.cli import main
+from mm_llama.stages.lock import run_lock
 from mm_llama.sweeps.compare import Group, verdict
-from mm_llama.sweeps.ledger import job_lock
 from mm_llama.sweeps.results import Row, columns, find_rows, main_metric, rank
 from tests.sweeps.conftest import folders_of, overrides, tensors_of
 
@@ -114,7 +114,7 @@ def test_broken_and_running_jobs_are_told_apart(
     (row,) = (row for row in find_rows([copy]) if row.status != "finished")
     assert (row.status, row.step, row.num_steps) == ("broken", 12, 12)
     assert "killed, or the machine went down" in row.error and row.minutes is None
-    with job_lock(row.folder):
+    with run_lock(row.folder):
         assert [row.status for row in find_rows([copy])] == ["finished", "running"]
     capsys.readouterr()
     assert main(["report", str(copy)]) == 0
