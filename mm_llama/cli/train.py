@@ -154,6 +154,11 @@ def _explain(error: Exception) -> str:
     missing_group = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
     if missing_group:
         group, choice = missing_group.groups()
+        if group == "hydra/launcher":
+            return (
+                f"{group}={choice}: there is no such launcher here; joblib, submitit_local and submitit_slurm come "
+                "with pip install 'mm_llama[sweep]'"
+            )
         options = _options(group)
         return f"{group}={choice}: there is no such choice{_near(choice, options)}; known are {', '.join(options)}"
     unknown_group = re.search(r"Could not override '([\w/@.]+)'", text)

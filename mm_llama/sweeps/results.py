@@ -219,7 +219,8 @@ def _yaml(path: Path) -> dict[str, Any]:
         return {}
     loaded = OmegaConf.load(path)
     try:
-        data = OmegaConf.to_container(loaded, resolve=path.name == "config.yaml")
+        # What Hydra left is not resolved yet; a checkpoint's config is, and nothing in it is looked up.
+        data = OmegaConf.to_container(loaded, resolve=path.parent.name == "hydra" and path.stem == "config")
     except OmegaConfBaseException:  # what a failed job left open
         data = OmegaConf.to_container(loaded, resolve=False)
     return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}

@@ -142,6 +142,7 @@ def test_a_fault_that_is_no_persons_fails_its_own_job_and_leaves_its_trace(
     [
         ("optim.lr=1e-3,much", r"optim\.lr.*'much'"),
         ("modality/image=tiny,tinny", r"modality/image=tinny: there is no such choice \(did you mean tiny"),
+        ("hydra/launcher=jobblib", r"hydra/launcher=jobblib: .*come with pip install 'mm_llama\[sweep\]'"),
         ("sweep.code=other", r"sweep\.code is 'other', expected same or any"),
         ("core.numbers.dim=64,???", r"core\.numbers\.dim"),
     ],
