@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mm_llama.cli import main
 from mm_llama.core.chat import MediaPart
 from mm_llama.data.checking import media_of
+from mm_llama.data.loader import Loader
 from mm_llama.data.media import KEYS
+from mm_llama.data.mix import Mixture
 from mm_llama.data.opening import open_data
 from mm_llama.data.pack import pack
 from mm_llama.data.shards import MANIFEST, PARTIAL, Shards
@@ -304,6 +307,22 @@ def test_inspect_prints_members_as_media(packed, capsys):
     assert "format     tar shards" in out and "rows       14" in out
     assert f"{packed}/rows-000000.tar/000000003\n" in out
     assert f"[image {packed}/rows-000000.tar/000000003.0.jpg]" in out
+
+
+def test_a_run_over_shards_gets_the_batches_of_the_file_they_were_packed_from(rows, packed, chat):
+    def batches(source: Any) -> list[Any]:
+        media = {kind: lambda ref: torch.tensor(list(ref.key.encode())) for kind in KEYS}
+        loader = Loader(Mixture([source], seed=5), chat, media, batch_size=3, media_keys=KEYS)
+        return list(loader.epoch())
+
+    for ours, theirs in zip(batches(Shards(packed)), batches(rows), strict=True):
+        assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(
+            ours.targets_BS, theirs.targets_BS
+        )
+        assert ours.media.keys() == theirs.media.keys()
+        for kind in ours.media:
+            assert all(map(torch.equal, ours.media[kind].items, theirs.media[kind].items))
+            assert ours.media[kind].transcripts == theirs.media[kind].transcripts
 
 
 def test_a_source_in_memory_is_packed_too(tmp_path):

@@ -225,6 +225,14 @@ def test_the_bounded_shuffle_is_this_one_for_ever():
 GOLDEN = [5, 3, 6, 4, 8, 0, 9, 7, 2, 1]
 
 
+def test_every_cycle_goes_through_the_blocks_in_another_order():
+    shuffle = BlockShuffle([5 * number for number in range(1, 9)], 1, 5, 0)
+    cycles = [[shuffle.row(cycle, index) for index in range(40)] for cycle in (0, 1, 2, 0)]
+    assert cycles[0] == cycles[3] and len({tuple(order) for order in cycles}) == 3
+    for order in cycles:  # with a buffer of one row, nothing but the blocks is shuffled
+        assert all(order[i : i + 5] == list(range(order[i], order[i] + 5)) for i in range(0, 40, 5))
+
+
 def test_blocks_of_a_wrapped_source_are_those_of_what_is_in_it(shards):
     assert Formatted(shards, task="caption").blocks == shards.blocks == [1, 21, 26, 39, 41, 52, 61]
 

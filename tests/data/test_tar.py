@@ -82,6 +82,18 @@ def test_an_archive_that_is_cut_short_anywhere_says_so(tar_file):
     assert len(read(path)) == len(MEMBERS)
 
 
+def test_one_member_alone_is_not_given_when_its_content_is_cut_short(tar_file):
+    path = tar_file(MEMBERS)
+    member = read(path)[1]
+    path.write_bytes(path.read_bytes()[: member.offset + member.size - 1])
+    file = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(TarError, match=r"is cut short: 'b/c\.png' at byte .* has 1,280 bytes"):
+            list(tar_members(file, member.start, member.end))
+    finally:
+        os.close(file)
+
+
 def test_a_changed_header_is_an_error_and_no_other_member(tar_file):
     path = tar_file(MEMBERS[:3], form=tarfile.USTAR_FORMAT)
     data, whole = path.read_bytes(), read(path)

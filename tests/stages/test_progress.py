@@ -71,3 +71,16 @@ def test_on_a_terminal_one_line_is_drawn_again_and_notes_stay():
         assert part in shown
     assert "padding 12%" in shown and "data wait 3%" in shown and "1.5 GB" in shown and "left" in shown
     assert "{" not in shown
+
+
+def test_rows_that_were_skipped_stand_in_the_line_by_cause():
+    skipped = {"skipped": 3, "skipped.bad_image": 2, "skipped.too_long": 1}
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as terminal, Progress("image_sft", 9, stream=terminal) as progress:
+        progress._live.console.width = 160
+        progress.show(record(4))
+        progress.show(record(5) | skipped)
+    shown = read_all(leader)
+    os.close(leader)
+    before, _, after = shown.partition("step 5/9")
+    assert "skipped 3 (bad_image 2, too_long 1)" in after and "skipped" not in before
