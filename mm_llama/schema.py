@@ -95,7 +95,7 @@ class OptimSchema:
 class LoaderSchema:
     """Batching: rows per micro-batch, bucketing window, packing, workers, caching of frozen features, what is skipped.
 
-    `shuffle_buffer` 0 shuffles all rows, exactly; above 0 among so many, shard by shard.
+    `shuffle_buffer` none or 0 shuffles all rows, exactly; above 0 among so many, shard by shard.
     """
 
     batch_size: int = 16
@@ -105,7 +105,7 @@ class LoaderSchema:
     pack: bool = False
     pack_tokens: int = 512
     num_workers: int = 0
-    shuffle_buffer: int = 0
+    shuffle_buffer: int | None = None  # as in runs begun before there was one
     cache_features: bool = True
     on_too_long: str = "error"
     on_error: str = "error"

@@ -13,8 +13,8 @@ from mm_llama.stages.checkpoint_files import find_checkpoint, newest_checkpoint,
 from mm_llama.stages.freeze import shorten, under
 from mm_llama.stages.identity import is_encoder
 
-# What may differ when a run continues: how long and how often, what is kept and told, what becomes of a batch that
-# ended the run, and where the work is done, but not what is computed.
+# What may differ when a run continues: how long and how often, what is kept and told, what becomes of a batch or
+# a row that ended the run, and where the work is done, but not what is computed.
 FREE_KEYS = frozenset(
     (
         "num_steps",
@@ -29,6 +29,9 @@ FREE_KEYS = frozenset(
         "replay",
         "resume",
         "num_workers",
+        "on_error",
+        "on_too_long",
+        "max_skipped",
         "threads",
         "runs",
     )

@@ -286,13 +286,15 @@ def test_pruning_by_days_removes_what_no_run_has_opened_since(filled, capsys):
 
 
 def test_pruning_by_size_keeps_what_was_used_last(filled):
-    sizes = {entry.path: entry.num_bytes for entry in entries(filled) if entry.removable}
-    limit = sum(sizes.values()) // 2
-    order = [entry.path for entry in entries(filled) if entry.removable]
-    gone = [entry.path for entry in prune(filled, max_bytes=limit)]
-    assert gone == order[: len(gone)]
-    left = [sizes[path] for path in order[len(gone) :]]
-    assert sum(left) <= limit < sum(left) + sizes[gone[-1]]
+    files = [*(filled / "features").rglob("*.safetensors"), filled / "shards" / "0.json"]
+    about = {path: (path.stat().st_size, path.stat().st_mtime) for path in files}
+    limit = sum(size for size, _ in about.values()) // 2
+    gone = {entry.path for entry in prune(filled, max_bytes=limit)}
+    left = about.keys() - gone
+    assert gone and left and not any(path.exists() for path in gone) and all(path.exists() for path in left)
+    assert max(about[path][1] for path in gone) <= min(about[path][1] for path in left)
+    kept = sum(about[path][0] for path in left)
+    assert kept <= limit < kept + max(size for size, _ in about.values())  # and no more than needed
     assert main(["data", "cache", "--max-gb", "0"]) == 0
     assert not [entry for entry in entries(filled) if entry.removable]
 

@@ -25,6 +25,7 @@ from mm_llama.data.opening import open_data
 from mm_llama.data.video import open_clip
 from mm_llama.stage_run import run_stage
 from mm_llama.stages.metrics import read_metrics
+from mm_llama.stages.resume import differences
 
 pytest.importorskip("av")
 
@@ -188,6 +189,18 @@ def test_one_bad_row_too_many_ends_the_run_and_names_it(corrupt, tmp_path):
         ValueError, match=r"10 rows skipped \(.*2 bad_image.*\), more than loader.max_skipped=9; the last"
     ):
         train(corrupt, tmp_path / "run", *SKIP, "loader.max_skipped=9")
+
+
+def test_a_run_that_a_bad_row_ended_may_go_on_with_skipping() -> None:
+    before = {"loader": {"on_error": "error", "on_too_long": "error", "max_skipped": 0, "batch_size": 4}}
+    after = {"loader": {"on_error": "skip", "on_too_long": "skip", "max_skipped": 9, "batch_size": 4}}
+    # Without a buffer of its own a run is one from before there were any.
+    assert (
+        differences(before, after)
+        == differences(before, {"loader": after["loader"] | {"shuffle_buffer": None}})
+        == []
+    )
+    assert differences(before, {"loader": after["loader"] | {"shuffle_buffer": 64}})
 
 
 @pytest.mark.parametrize("corrupt", ["tar"], indirect=True)
