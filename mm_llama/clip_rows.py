@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_llama.data.sources import Source
+from mm_llama.targets import check_run_rows
 
 ROOTS = {
     "openmoji": "asset:openmoji",
@@ -59,6 +60,7 @@ def _trained_on(recipe: str, adapters: Sequence[str | Path]) -> dict[str, Any] |
         for entry in (read_run_config(run).get("data") or {}).get("train") or []:
             source = entry.get("source") or {}
             if str(source.get("_target_", "")) == f"mm_llama.data.recipes.{recipe}":
+                check_run_rows(source, f"{run}: data.train")
                 return dict(source)
     return None
 

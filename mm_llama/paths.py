@@ -26,3 +26,10 @@ def voices_dir() -> Path:
 def cache_dir() -> Path:
     """Return the cache root: MM_LLAMA_CACHE, default ~/.cache/mm_llama."""
     return Path(os.environ.get("MM_LLAMA_CACHE") or Path.home() / ".cache" / "mm_llama").expanduser()
+
+
+def below(folder: Path, name: str, said: str) -> Path:
+    """Return a path below a folder; ValueError, naming what was `said`, for a name that leaves it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{said} leaves {folder}: give a path below it, without `..`")
+    return folder / name

@@ -22,6 +22,7 @@ from mm_llama.data.sound import Sound, open_sound
 from mm_llama.data.spoken_rows import SPLITS, plain, split_texts, write_flac, write_rows
 from mm_llama.data.text_to_speech import Hibari
 from mm_llama.data.voice_rows import VoiceRows
+from mm_llama.targets import check_run_parts
 from mm_llama.voice.aligning import align
 from mm_llama.voice.phones import numbers, spoken
 from mm_llama.voice.pitch import pitch
@@ -79,13 +80,13 @@ def load_aligner(run: str | Path) -> Any:
     """Return the aligner that a run of `stage=tts_aligner` trained. Raises ValueError where it holds none."""
     from safetensors.torch import load_file
 
-    from mm_llama.build import build, check_targets
+    from mm_llama.build import build
     from mm_llama.stages.checkpoint_files import FILES, find_checkpoint, read_run_config
 
     part = read_run_config(run)["modality"].get("tts_aligner")
     if not part:
         raise ValueError(f"{run} holds no aligner: name a run of mm-llama train stage=tts_aligner")
-    check_targets(part)
+    check_run_parts(part, f"{run}: modality.tts_aligner")
     adapter = build(part["adapter"])
     prefix = "modality.tts_aligner.adapter."
     tensors = load_file(find_checkpoint(run) / FILES[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_llama.released.detect import is_vision
+from mm_llama.targets import check_run_parts
 
 
 def modalities_of_runs(
@@ -114,8 +115,10 @@ def _only_parts(trained: Sequence[str], name: str) -> bool:
 
 
 def _checked_parts(run: Path, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:
-    for piece in ("encoder", "adapter"):
-        target = str(part[piece].get("_target_")) if piece in part else ""
-        if target and not target.startswith(("encoders.", "adapters.")):
-            raise ValueError(f"{run}: modality.{name}.{piece} names {target!r}, which a run may not build")
+    """Return a modality of a run's config as it is, once it is known to be data and to name modules of ours."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("adapter"), Mapping):
+        raise ValueError(
+            f"{run}: modality.{name} of its config has no adapter: it was not written by mm_llama"
+        )
+    check_run_parts(part, f"{run}: modality.{name}")
     return part

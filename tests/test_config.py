@@ -13,11 +13,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from mm_llama.build import build, check_targets, compose_config, core_config, resolve
+from mm_llama.build import build, compose_config, core_config, resolve
 from mm_llama.cli import main
 from mm_llama.core.llama import count_parameters
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
+from mm_llama.targets import check_targets
 
 PARAMETERS = {
     "llama3_8b": 8_030_261_248,

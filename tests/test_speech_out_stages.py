@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from mm_llama.assistant import load
-from mm_llama.build import build, check_targets, compose_config, resolve
+from mm_llama.build import build, compose_config, resolve
 from mm_llama.cli import main
 from mm_llama.data.normalization import rows as written_rows
 from mm_llama.data.spoken_rows import write_rows
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
+from mm_llama.targets import check_targets
 from mm_llama.voice.rules import NAMES
 from mm_llama.voice.tagging import owners_of, read
 from mm_llama.voice.written import split

@@ -13,13 +13,14 @@ import soundfile
 import torch
 
 from mm_llama.assistant import load
-from mm_llama.build import build, check_targets, compose_config, resolve
+from mm_llama.build import build, compose_config, resolve
 from mm_llama.core.pieces import respelled
 from mm_llama.data.recordings import Recordings
 from mm_llama.data.spoken_rows import dialogue, recognition, write_rows
 from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
 from mm_llama.stages.checkpoint import load_adapter
+from mm_llama.targets import check_targets
 
 READOUT = [
     "modality.speech.adapter.emit=tokens",

@@ -135,8 +135,10 @@ def _evaluation(best: Candidate, args: argparse.Namespace) -> Any:
 
     from mm_llama.stage_run import held_out_evaluation
     from mm_llama.stages.checkpoint import trained_tensors
+    from mm_llama.targets import check_run_config
 
     config = dict(best.config)
+    check_run_config(config, str(best.run))
     if args.device:
         config["device"] = args.device
     if threads := args.threads or config.get("threads"):

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from encoders.log_mel import LogMel
-from mm_llama.build import build, check_targets, compose_config, resolve
+from mm_llama.build import build, compose_config, resolve
 from mm_llama.data.sound import Sound
 from mm_llama.data.spoken_rows import write_flac, write_rows
 from mm_llama.data.text_to_speech import Hibari
@@ -21,6 +21,7 @@ from mm_llama.paths import conf_dir
 from mm_llama.stage_run import run_stage
 from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 from mm_llama.stages.voice import Acoustic, Vocode
+from mm_llama.targets import check_targets
 from mm_llama.voice.phones import NUM_PHONES, numbers
 from mm_llama.voice.prosody import F0_CENTER, F0_SCALE, POWER_CENTER, POWER_SCALE, prosody_of
 from mm_llama.voice.recorded import recorded
