@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from encoders.weight_files import read_tensors
 
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
@@ -56,7 +57,7 @@ def read_weights(path: Path, model: Any) -> dict[str, Tensor]:
 
     `model` is not needed here: EfficientNet's tensors are the same at every picture size.
     """
-    published = torch.load(path, map_location="cpu", weights_only=True)
+    published = read_tensors(path)
     named = {key: timm_name(key) for key in published}
     unknown = sorted(key for key, name in named.items() if name is None)
     if unknown:

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from encoders.weight_files import read_tensors
 
 FORMATS = ("own", "timm", "dinov2_onnx")
 ONNX_GRID = (37, 37)  # patches of the exported model's own pictures: nothing is resized on reading
@@ -45,10 +46,10 @@ def read_weights(tower: Any, path: Path, weights_format: str = "own") -> None:
         grid = SimpleNamespace(patch_embed=SimpleNamespace(grid_size=ONNX_GRID))
         state = from_timm(read_onnx_weights(_existing(path), grid))
     elif weights_format == "timm":
-        state = from_timm(load_file(_existing(path)))
+        state = from_timm(read_tensors(_existing(path)))
     else:
         path = _file_of(path)
-        state = _own_names(load_file(path))
+        state = _own_names(read_tensors(path))
     prefix = "trunk."
     state = {
         name: tower.trunk.fit_tensor(name.removeprefix(prefix), tensor) if name.startswith(prefix) else tensor

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from encoders.ctranslate2_file import read_ctranslate2
 from encoders.identity import Digest, identity_of
 from encoders.log_mel import LogMel
+from encoders.weight_files import read_tensors
 
 _LAYER_CT2 = {
     "self_attention/layer_norm/gamma": "attention_norm.weight",
@@ -228,18 +229,15 @@ def _from_ctranslate2(parts: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def _from_folder(path: Path) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{path} holds no *.safetensors: save the model in that form")
     state: dict[str, Tensor] = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a mapping
-                _, found, inner = f".{name}".partition(".encoder.")
-                if found:
-                    state[_own_name(inner)] = tensors.get_tensor(name)
+        for name, tensor in read_tensors(file).items():
+            _, found, inner = f".{name}".partition(".encoder.")
+            if found:
+                state[_own_name(inner)] = tensor
     return state
 
 

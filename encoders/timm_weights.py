@@ -8,8 +8,9 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from encoders.weight_files import read_tensors
 
 # Readers of published weight files; each module offers read_weights(path, model), MEAN and STD, and where tensors
 # depend on the picture's size fit(state, model), which resizes them.
@@ -45,7 +46,7 @@ def load_timm(
         raise FileNotFoundError(f"no weights of the image encoder {name} at {path}")
     if weights_format == "timm":
         # In the file's own resolution first: position embeddings are then resized from the trained values.
-        _fill(model, _read_timm(path), path)
+        _fill(model, read_tensors(path), path)
         return model, None, _set_input_size(model, name, image_size)
     reader = importlib.import_module(READERS[weights_format])
     state = reader.read_weights(path, model)
@@ -53,12 +54,6 @@ def load_timm(
     fitted = reader.fit(state, model) if hasattr(reader, "fit") else state
     _fill(model, fitted, path)
     return model, reader, {key: state[key] for key in state if state[key].shape != fitted[key].shape}
-
-
-def _read_timm(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _fill(model: Any, state: Mapping[str, Tensor], path: Path) -> None:

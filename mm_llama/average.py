@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from mm_llama.core.documents import mapping, read_json
+from mm_llama.core.tensor_file import load_tensors
 from mm_llama.stages.checkpoint import not_finite
 from mm_llama.stages.checkpoint_files import FILES, read_run_config, read_state, validate, write_checkpoint
 from mm_llama.stages.freeze import shorten, under
@@ -47,7 +48,7 @@ class Candidate:
 
     def tensors(self) -> dict[str, Tensor]:
         """Read the trained tensors. Raises ValueError when one holds a value that is not finite."""
-        tensors = load_file(self.checkpoint / FILES[0])
+        tensors = load_tensors(self.checkpoint / FILES[0])
         if broken := not_finite(tensors):
             raise ValueError(
                 f"{self.checkpoint}: values are not finite in {shorten(broken)}; leave this run out"
@@ -95,9 +96,9 @@ def read_candidate(path: Path) -> Candidate:
     else:
         if unfinished := _unfinished(path):
             raise ValueError(unfinished)
-        summary = json.loads((path / "summary.json").read_text("utf-8"))
-        run, checkpoint = path, path / "checkpoints" / str(summary["checkpoint"])
-        metrics = summary["final"]
+        summary = read_json(path / "summary.json")
+        run, checkpoint = path, path / "checkpoints" / str(summary.get("checkpoint"))
+        metrics = mapping(summary, "final", path / "summary.json")
     validate(checkpoint)
     return Candidate(path, checkpoint, read_state(checkpoint), read_run_config(checkpoint), metrics)
 
@@ -291,7 +292,7 @@ def _unfinished(run: Path) -> str:
     """Say why a run is not finished, or nothing."""
     if not (run / "summary.json").is_file():
         return f"{run} has no summary.json: it did not finish"
-    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    summary = read_json(run / "summary.json")
     if not summary.get("finished"):
         return f"{run} stopped after step {summary.get('step')} of {summary.get('num_steps')}"
     return ""

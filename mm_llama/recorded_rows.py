@@ -78,9 +78,8 @@ def recorded_voice(
 
 def load_aligner(run: str | Path) -> Any:
     """Return the aligner that a run of `stage=tts_aligner` trained. Raises ValueError where it holds none."""
-    from safetensors.torch import load_file
-
     from mm_llama.build import build
+    from mm_llama.core.tensor_file import load_tensors
     from mm_llama.stages.checkpoint_files import FILES, find_checkpoint, read_run_config
 
     part = read_run_config(run)["modality"].get("tts_aligner")
@@ -89,7 +88,7 @@ def load_aligner(run: str | Path) -> Any:
     check_run_parts(part, f"{run}: modality.tts_aligner")
     adapter = build(part["adapter"])
     prefix = "modality.tts_aligner.adapter."
-    tensors = load_file(find_checkpoint(run) / FILES[0])
+    tensors = load_tensors(find_checkpoint(run) / FILES[0])
     adapter.load_state_dict(
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     )

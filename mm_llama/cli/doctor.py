@@ -34,6 +34,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "einops": "einops",
         "hydra-core": "hydra",
         "omegaconf": "omegaconf",
+        "pyyaml": "yaml",
         "numpy": "numpy",
         "safetensors": "safetensors",
         "tokenizers": "tokenizers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def card(facts: list[dict[str, Any]], dtype: str) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + f" | `{one['adapter']}` | `{one['trained']}` |")
     # Each part's stages in their order: the later ones begin where the earlier left their runs.
     commands = [
-        f"mm-llama train stage={stage} seed={one['seed']}" for one in facts for stage in one["stages"]
+        shlex.join(["mm-llama", "train", f"stage={stage}", f"seed={one['seed']}"])
+        for one in facts
+        for stage in one["stages"]
     ]
     lines += ["", "```bash", *dict.fromkeys(commands), "```"]
     cores = sorted({one["core"] for one in facts})

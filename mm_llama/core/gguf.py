@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm_llama.core.documents import read_json
 from mm_llama.core.export import staged_folder, write_huggingface
-from mm_llama.core.huggingface import chat_of_template, open_huggingface, read_json
+from mm_llama.core.gguf_tokenizer import read_metadata
+from mm_llama.core.huggingface import chat_of_template, open_huggingface
 from mm_llama.core.identity import cache_folder, file_sha256, remembered
 from mm_llama.core.llama import LlamaConfig, RopeScaling, rope_frequencies
 from mm_llama.core.stored import (
@@ -26,6 +28,7 @@ from mm_llama.core.stored import (
     Entry,
     Names,
     StoredTensors,
+    check_depth,
     check_tensors,
     core_shapes,
     half_split,
@@ -118,9 +121,12 @@ def _tokenizer(path: Path) -> Tokenizer | None:
 def _open(path: Path) -> GGUFReader:
     from gguf import GGUFReader
 
+    # That reader believes the lengths in a header and keeps an object for each entry; these are held against the
+    # file's size first.
+    read_metadata(path)
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, OverflowError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: not a whole GGUF file: {error}") from None
 
 
@@ -132,6 +138,7 @@ def _contents(reader: GGUFReader, fields: Mapping[str, Any], path: Path) -> tupl
     factors = parts.pop(_ROPE, None)
     if factors is not None:
         config = replace(config, rope_scaling=rope_scaling(_dequantise(factors), config, fields, where=path))
+    check_depth(config, parts, path)
     core = core_shapes(config)
     check_tensors(
         str(path),
@@ -161,13 +168,16 @@ def config_from_fields(
 
     def number(key: str, default: int | None = None) -> int:
         value = fields.get(f"llama.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
             raise ValueError(f"{where}: llama.{key} is {value!r}; expected one whole number")
         return value
 
     def decimal(key: str, default: float) -> float:
         # Stored as float32: 1e-5 comes back as 9.999999747378752e-06, its shortest form is what was meant.
-        return float(str(np.float32(fields.get(f"llama.{key}", default))))
+        value = fields.get(f"llama.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise ValueError(f"{where}: llama.{key} is {value!r}; expected a number above 0")
+        return float(str(np.float32(value)))
 
     if number("expert_count", 0):
         raise ValueError(
@@ -217,7 +227,8 @@ def rope_scaling(
     plain = rope_frequencies(replace(config, rope_scaling=None))
     if factors.shape == plain.shape:
         stated = fields.get("llama.rope.scaling.original_context_length")
-        for original in dict.fromkeys(int(n) for n in (stated, 8192, config.max_context) if n):
+        known = (stated, 8192, config.max_context)
+        for original in dict.fromkeys(n for n in known if isinstance(n, int) and 0 < n < 1 << 31):
             scaling = RopeScaling(factor=float(factors.max()), original_context=original)
             ours = rope_frequencies(replace(config, rope_scaling=scaling))
             if torch.allclose(plain / factors, ours, rtol=1e-5, atol=0):

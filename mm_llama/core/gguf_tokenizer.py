@@ -46,8 +46,12 @@ def load_gguf_tokenizer(path: str | Path) -> JsonTokenizer:
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
         if key not in fields:
             raise ValueError(f"{path}: the GGUF header lacks {key}, so it carries no tokenizer")
+        if not isinstance(fields[key], list) or not all(isinstance(one, str) for one in fields[key]):
+            raise ValueError(f"{path}: {key} is no list of texts")
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     types: list[int] = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if not isinstance(types, list):
+        raise ValueError(f"{path}: tokenizer.ggml.token_type is {types!r}, expected one for each token")
     if len(types) != len(tokens):
         raise ValueError(
             f"{path}: {len(tokens)} tokens but {len(types)} entries in tokenizer.ggml.token_type"
@@ -70,13 +74,17 @@ def load_gguf_tokenizer(path: str | Path) -> JsonTokenizer:
         bos_token=bos,
         eos_token=_named(fields, tokens, "eos"),
         adds_bos=adds_bos,
-        chat_template=fields.get("tokenizer.chat_template"),
+        chat_template=_text(fields.get("tokenizer.chat_template")),
     )
 
 
 def _named(fields: dict[str, Any], tokens: list[str], name: str) -> str | None:
     id = fields.get(f"tokenizer.ggml.{name}_token_id")
-    return tokens[id] if id is not None and id < len(tokens) else None
+    return tokens[id] if type(id) is int and 0 <= id < len(tokens) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mm_llama.core.documents import decimal, mapping, read_json, whole_number
 from mm_llama.core.llama import LlamaConfig, RopeScaling
 from mm_llama.core.stored import (
     Checkpoint,
     Entry,
     Names,
     StoredTensors,
+    check_depth,
     check_tensors,
     core_shapes,
     counted,
@@ -90,6 +91,7 @@ def open_huggingface(folder: Path) -> Checkpoint:
     config = config_from_json(read_json(config_path), where=config_path)
     files = weight_files(folder)
     found = headers(files)
+    check_depth(config, found, config_path)
     shapes = core_shapes(config)
     ignored = {name for name in found if name.endswith(".rotary_emb.inv_freq")}
     embedding, head = HF_NAMES.of("embedding.weight"), HF_NAMES.of("head.weight")
@@ -125,9 +127,10 @@ def config_from_json(data: Mapping[str, Any], *, where: Path | str) -> LlamaConf
     if model_type == "mllama":
         raise ValueError(f"{where}: {VISION}")
     if model_type not in _MODEL_TYPES:
-        architectures = data.get("architectures") or ["unnamed"]
+        architectures = data.get("architectures")
+        shown = ", ".join(map(str, architectures)) if isinstance(architectures, list) else "unnamed"
         raise ValueError(
-            f"{where}: model_type is {model_type!r} ({', '.join(map(str, architectures))}); "
+            f"{where}: model_type is {model_type!r} ({shown}); "
             f"the core reads the Llama architecture ({', '.join(_MODEL_TYPES)})"
         )
     if model_type == "mistral":
@@ -138,9 +141,9 @@ def config_from_json(data: Mapping[str, Any], *, where: Path | str) -> LlamaConf
                     f"{where}: {key} is missing; model_type 'mistral' is read only where it is given"
                 )
     for key, neutral in _NEUTRAL.items():
-        if data.get(key) not in neutral:
+        if not any(data.get(key) is value or data.get(key) == value for value in neutral):
             raise ValueError(f"{where}: {key} is {data[key]!r}, which the core does not have: {_WHY[key]}")
-    rope = dict(data.get("rope_scaling") or {}) | dict(data.get("rope_parameters") or {})
+    rope = mapping(data, "rope_scaling", where) | mapping(data, "rope_parameters", where)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"{where}: partial_rotary_factor is {rope['partial_rotary_factor']!r}, which the core does not "
@@ -156,8 +159,8 @@ def config_from_json(data: Mapping[str, Any], *, where: Path | str) -> LlamaConf
         ffn_dim=whole_number(data, "intermediate_size", where),
         vocab_size=whole_number(data, "vocab_size", where),
         head_dim=whole_number(data, "head_dim", where, default=0),
-        norm_eps=float(data.get("rms_norm_eps", 1e-6)),
-        rope_base=float(rope.get("rope_theta") or data.get("rope_theta") or 10_000.0),
+        norm_eps=decimal(data, "rms_norm_eps", where, 1e-6),
+        rope_base=decimal(rope if rope.get("rope_theta") else data, "rope_theta", where, 10_000.0),
         rope_scaling=_rope_scaling(rope, max_context, where),
         tied=bool(data.get("tie_word_embeddings", False)),
         max_context=max_context,
@@ -205,19 +208,6 @@ def chat_of_template(template: str) -> str:
     return "chatml" if "<|im_start|>" in template else "plain"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; ValueError names the file and line where it is not one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not JSON: not UTF-8 text") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
-
-
 def _rope_scaling(rope: Mapping[str, Any], max_context: int, where: Path | str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -230,23 +220,11 @@ def _rope_scaling(rope: Mapping[str, Any], max_context: int, where: Path | str) 
     if missing:
         raise ValueError(f"{where}: rope_type 'llama3' needs {', '.join(missing)} beside it")
     return RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_context=int(rope.get("original_max_position_embeddings") or max_context),
+        factor=decimal(rope, "factor", where),
+        low_freq_factor=decimal(rope, "low_freq_factor", where),
+        high_freq_factor=decimal(rope, "high_freq_factor", where),
+        original_context=whole_number(rope, "original_max_position_embeddings", where, max_context),
     )
-
-
-def whole_number(data: Mapping[str, Any], key: str, where: Path | str, default: int | None = None) -> int:
-    """Return a number of a config; ValueError where it is missing without a default, or not a positive integer."""
-    value = data.get(key)
-    if value is None:
-        if default is None:
-            raise ValueError(f"{where}: {key} is missing")
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: {key} is {value!r}; expected a positive whole number")
-    return value
 
 
 def weight_files(folder: Path) -> list[Path]:

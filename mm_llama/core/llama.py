@@ -66,6 +66,21 @@ class LlamaConfig:
     max_context: int = 8192
 
     def __post_init__(self) -> None:
+        for name in (
+            "dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "ffn_dim",
+            "vocab_size",
+            "max_context",
+        ):
+            if not 1 <= getattr(self, name) < 1 << 31:
+                raise ValueError(f"core.{name} is {getattr(self, name)}; expected a whole number from 1 on")
+        if not 0 <= self.head_dim < 1 << 20:
+            raise ValueError(
+                f"core.head_dim is {self.head_dim}; expected a width, or 0 for dim over num_heads"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"core.num_heads is {self.num_heads}, which core.num_kv_heads={self.num_kv_heads} does not divide"

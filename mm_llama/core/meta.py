@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_llama.core.huggingface import VISION, read_json
+from mm_llama.core.documents import decimal, read_json, whole_number
+from mm_llama.core.huggingface import VISION
 from mm_llama.core.llama import LlamaConfig, RopeScaling
 from mm_llama.core.stored import (
     Checkpoint,
@@ -26,6 +27,7 @@ from mm_llama.core.stored import (
     Names,
     Shape,
     StoredTensors,
+    check_depth,
     check_tensors,
     core_shapes,
     counted,
@@ -83,6 +85,7 @@ def open_meta(folder: Path) -> Checkpoint:
     if repeat > 1 and stored_heads == config.num_kv_heads:
         # The 405B in 16 files counts the copies in params.json too.
         config = replace(config, num_kv_heads=config.num_kv_heads // repeat)
+    check_depth(config, joined, params_path)
     core = core_shapes(config)
     ignored = {"rope.freqs"} | ({head} if tied else set())
     check_tensors(
@@ -127,18 +130,22 @@ def config_from_params(params: Mapping[str, Any], *, tied: bool, where: Path | s
     ]
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} missing; add what the model was trained with")
-    dim, num_layers, num_heads = (whole(params, key, where) for key in ("dim", "n_layers", "n_heads"))
+    dim, num_layers, num_heads = (whole_number(params, key, where) for key in ("dim", "n_layers", "n_heads"))
     scaled = bool(params.get("use_scaled_rope", False))
     factor = 32.0 if (dim, num_layers) in _FACTOR_32 else 8.0
     return LlamaConfig(
         dim=dim,
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=whole(params, "n_kv_heads", where) if params.get("n_kv_heads") else num_heads,
-        ffn_dim=ffn_width(dim, params.get("ffn_dim_multiplier"), int(params.get("multiple_of", 256))),
-        vocab_size=whole(params, "vocab_size", where),
-        norm_eps=float(params["norm_eps"]),
-        rope_base=float(params["rope_theta"]),
+        num_kv_heads=whole_number(params, "n_kv_heads", where) if params.get("n_kv_heads") else num_heads,
+        ffn_dim=ffn_width(
+            dim,
+            decimal(params, "ffn_dim_multiplier", where) if params.get("ffn_dim_multiplier") else None,
+            whole_number(params, "multiple_of", where, 256),
+        ),
+        vocab_size=whole_number(params, "vocab_size", where),
+        norm_eps=decimal(params, "norm_eps", where),
+        rope_base=decimal(params, "rope_theta", where),
         rope_scaling=RopeScaling(factor=factor) if scaled else None,
         tied=tied,
         max_context=131_072 if scaled else 8192,
@@ -288,11 +295,3 @@ def _read(name: str, published: str, shards: list[Shard], config: LlamaConfig, r
     if name.endswith(".k.weight"):
         return half_split(tensor, config.num_kv_heads)
     return tensor
-
-
-def whole(params: Mapping[str, Any], key: str, where: Path | str) -> int:
-    """Return a number of params.json; ValueError where it is not a positive integer."""
-    value = params[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: {key} is {value!r}; expected a positive whole number")
-    return value

@@ -98,8 +98,11 @@ class Names:
 @contextmanager
 def blank() -> Iterator[None]:
     """Build modules on the meta device: every shape, nothing allocated, nothing drawn."""
-    with torch.device("meta"), _NoInitialisation():
-        yield
+    try:
+        with torch.device("meta"), _NoInitialisation():
+            yield
+    except (RuntimeError, OverflowError) as error:  # a tensor of more elements than there are numbers for
+        raise ValueError(f"there can be no model of these sizes: {str(error).splitlines()[0]}") from None
 
 
 def blank_core(config: LlamaConfig) -> Llama:
@@ -111,6 +114,14 @@ def blank_core(config: LlamaConfig) -> Llama:
 def core_shapes(config: LlamaConfig) -> dict[str, Shape]:
     """Return the name and shape of every tensor of a core."""
     return {name: tuple(weight.shape) for name, weight in blank_core(config).named_parameters()}
+
+
+def check_depth(config: LlamaConfig, found: Sized, where: Path | str) -> None:
+    """Raise ValueError for more layers than there are tensors, before a module is made for each of them."""
+    if config.num_layers > len(found):
+        raise ValueError(
+            f"{where}: asks for {config.num_layers:,} layers, but the checkpoint holds {len(found):,} tensors"
+        )
 
 
 def check_tensors(

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from mm_llama.core.documents import read_json
+
 GGUF_MAGIC = b"GGUF"
 # Some published files forget to mark their control tokens as special; their spelling gives them away.
 CONTROL_SPELLING = re.compile(r"<\|[^|\s]+\|>")
@@ -96,9 +98,9 @@ def _tokenizer_file(folder: Path) -> Path:
 def load_json_tokenizer(path: str | Path) -> "JsonTokenizer":
     """Tokenizer of one `tokenizer.json`, with the `tokenizer_config.json` beside it when there is one."""
     path = Path(path)
-    document = _read_json(path)
+    document = read_json(path)
     config_path = path.parent / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = read_json(config_path) if config_path.is_file() else {}
     template = config.get("chat_template")
     template_path = path.parent / "chat_template.jinja"
     if template_path.is_file():
@@ -132,6 +134,7 @@ class JsonTokenizer:
         import tokenizers
 
         _check_kind(document, source)
+        _check_ids(document, source)
         added = {entry["content"]: entry for entry in document.get("added_tokens") or []}
         vocab = document["model"]["vocab"]
         self.specials: Mapping[str, int] = {
@@ -154,7 +157,10 @@ class JsonTokenizer:
             self._encoder = tokenizers.Tokenizer.from_str(
                 json.dumps(_without_specials(document, self.specials))
             )
-        except Exception as error:  # the library raises bare Exception for every malformed document
+        except BaseException as error:
+            # The library raises bare Exception for every malformed document, and what is no Exception where it panics.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise ValueError(f"{source} is not a usable tokenizer.json: {error}") from error
 
     def encode(self, text: str) -> list[int]:
@@ -285,6 +291,29 @@ def _check_kind(document: Mapping[str, Any], source: str) -> None:
         )
 
 
+def _check_ids(document: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError for tokens or ids of other kinds, and for ids that would make a table of nothing but holes."""
+    added, model = document.get("added_tokens") or [], document["model"]
+    pairs: list[tuple[Any, Any]] = list(model["vocab"].items())
+    if isinstance(added, list) and all(isinstance(entry, Mapping) for entry in added):
+        pairs += [(entry.get("content"), entry.get("id")) for entry in added]
+    else:
+        pairs.append((None, None))
+    most = 2 * len(pairs) + 1_000_000
+    for text, id in pairs:
+        if not isinstance(text, str) or type(id) is not int or not 0 <= id < most:
+            raise ValueError(
+                f"{source}: the token {text!r:.60} has the id {id!r:.60}; expected text and 0 to {most:,}"
+            )
+    merges = model["merges"]
+    if not isinstance(merges, list) or not all(
+        isinstance(one, str)
+        or (isinstance(one, list) and len(one) == 2 and all(isinstance(p, str) for p in one))
+        for one in merges
+    ):
+        raise ValueError(f"{source}: its merges are no list of pairs")
+
+
 def _byte_table(
     vocab: Mapping[str, int], added: Mapping[str, Mapping[str, Any]], specials: Mapping[str, int]
 ) -> list[bytes]:
@@ -327,25 +356,20 @@ def _without_specials(document: Mapping[str, Any], specials: Mapping[str, int]) 
 
 def _first_special(processor: Mapping[str, Any] | None) -> str | None:
     """Special token that a post-processor puts before a text."""
-    for part in [processor or {}, *((processor or {}).get("processors") or [])]:
-        template = part.get("single") or [{}]
-        if "SpecialToken" in template[0]:
-            return str(template[0]["SpecialToken"]["id"])
+    if not isinstance(processor, Mapping):
+        return None
+    inner = processor.get("processors")
+    for part in [processor, *(inner if isinstance(inner, list) else [])]:
+        template = part.get("single") if isinstance(part, Mapping) else None
+        first = template[0] if isinstance(template, list) and template else None
+        if isinstance(first, Mapping) and isinstance(first.get("SpecialToken"), Mapping):
+            return str(first["SpecialToken"].get("id"))
     return None
 
 
 def _token_name(value: Any) -> str | None:
-    return value.get("content") if isinstance(value, Mapping) else value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value
+    name = value.get("content") if isinstance(value, Mapping) else value
+    return name if isinstance(name, str) else None
 
 
 def _write_files(folder: Path, contents: Mapping[str, str]) -> None:

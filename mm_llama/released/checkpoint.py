@@ -6,7 +6,7 @@ of the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from mm_llama.build import build
 from mm_llama.core.llama import LlamaConfig
-from mm_llama.core.stored import Checkpoint, Entry, Shape, StoredTensors, blank, blank_core
+from mm_llama.core.stored import Checkpoint, Entry, Shape, StoredTensors, blank, blank_core, check_depth
 from mm_llama.modality import CrossAttended
 from mm_llama.model import MultimodalLlama
 from mm_llama.paths import conf_dir
@@ -37,6 +37,8 @@ TOWER_KEYS = (
     "std",
 )
 
+MAX_TILES = 100  # the released ones have 4
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -45,6 +47,16 @@ class Sizes:
     core: LlamaConfig
     layers: tuple[int, ...]
     tower: Mapping[str, Any]
+
+    def check_depth(self, found: Sized, where: Path | str) -> None:
+        """Raise ValueError for more layers than there are tensors, before a module is made for each of them."""
+        check_depth(self.core, found, where)
+        num_layers = self.tower["num_layers"] + self.tower["num_global_layers"]
+        if num_layers > len(found) or self.tower["max_tiles"] > MAX_TILES:
+            raise ValueError(
+                f"{where}: asks for {num_layers:,} layers of pictures and {self.tower['max_tiles']:,} tiles, but the "
+                f"checkpoint holds {len(found):,} tensors, and a picture has at most {MAX_TILES} tiles"
+            )
 
     @property
     def feature_dim(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from mm_llama.core.documents import read_json
 
 
 def is_vision(path: str | Path) -> bool:
@@ -32,7 +33,6 @@ def _only_meta(folder: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}

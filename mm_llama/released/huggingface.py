@@ -9,20 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
+from mm_llama.core.documents import decimal, mapping, read_json, whole_number
 from mm_llama.core.huggingface import (
     chat_of_template,
     config_from_json,
     config_to_json,
     has_tokenizer,
     headers,
-    read_json,
     read_rows,
     template_of,
     weight_files,
-    whole_number,
 )
 from mm_llama.core.stored import Entry, Shape, StoredTensors, check_tensors
-from mm_llama.released.checkpoint import Sizes, VisionCheckpoint, released_tower, shapes_of
+from mm_llama.released.checkpoint import MAX_TILES, Sizes, VisionCheckpoint, released_tower, shapes_of
 from mm_llama.released.names import (
     EXTRA_ROWS,
     PLACEHOLDER,
@@ -85,6 +84,7 @@ def open_vision_huggingface(folder: Path) -> VisionCheckpoint:
     found = {
         name: entry for name, entry in headers(files).items() if not name.endswith(".rotary_emb.inv_freq")
     }
+    sizes.check_depth(found, config_path)
     shapes = shapes_of(sizes)
     new = any(name.startswith("model.language_model.") for name in found)
     spelling = new_name if new else old_name
@@ -133,12 +133,12 @@ def table_rows(name: str, num_rows: int) -> tuple[int, int] | None:
 
 def sizes_from_json(data: Mapping[str, Any], *, where: Path | str) -> Sizes:
     """Translate config.json; ValueError for what the model cannot have, naming the key."""
-    text = {**_TEXT_DEFAULTS, **(data.get("text_config") or {})}
-    vision = {**_VISION_DEFAULTS, **(data.get("vision_config") or {})}
+    text = {**_TEXT_DEFAULTS, **mapping(data, "text_config", where)}
+    vision = {**_VISION_DEFAULTS, **mapping(data, "vision_config", where)}
     text_where, vision_where = f"{where}: text_config", f"{where}: vision_config"
     num_layers = whole_number(text, "num_hidden_layers", text_where)
     places = text["cross_attention_layers"]
-    apart = isinstance(places, list) and all(isinstance(place, int) for place in places)
+    apart = _are_places(places)
     layers = tuple(place - before for before, place in enumerate(places)) if apart else ()
     # Each block stands right before a layer of its own: two in a row, or one at the end, would not.
     if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0 or places[-1] >= num_layers - 1:
@@ -225,9 +225,17 @@ def tilings(max_tiles: int) -> list[list[int]]:
     return [[rows, columns] for rows in sides for columns in sides if rows * columns <= max_tiles]
 
 
+def _are_places(found: Any) -> bool:
+    return isinstance(found, list) and all(type(place) is int for place in found)
+
+
 def _tower_from_json(vision: Mapping[str, Any], where: str) -> dict[str, Any]:
-    taps = list(vision["intermediate_layers_indices"] or _VISION_DEFAULTS["intermediate_layers_indices"])
-    max_tiles = whole_number(vision, "max_num_tiles", where)
+    taps = vision["intermediate_layers_indices"] or _VISION_DEFAULTS["intermediate_layers_indices"]
+    if not _are_places(taps):  # what goes into a config that is built is a number, whatever the file holds
+        raise ValueError(
+            f"{where}: intermediate_layers_indices is {str(taps)[:80]}; expected a list of layers"
+        )
+    max_tiles = whole_number(vision, "max_num_tiles", where, most=MAX_TILES)
     width = whole_number(vision, "hidden_size", where)
     output = vision.get("vision_output_dim", 7680)
     for key, given, wanted in (
@@ -252,7 +260,7 @@ def _tower_from_json(vision: Mapping[str, Any], where: str) -> dict[str, Any]:
         "num_heads": whole_number(vision, "attention_heads", where),
         "ffn_dim": whole_number(vision, "intermediate_size", where),
         "taps": taps,
-        "norm_eps": float(vision["norm_eps"]),
+        "norm_eps": decimal(vision, "norm_eps", where),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_llama.core.huggingface import read_json
+from mm_llama.core.documents import read_json, whole_number
 from mm_llama.core.llama import LlamaConfig
 from mm_llama.core.meta import (
     Shard,
@@ -24,9 +24,8 @@ from mm_llama.core.meta import (
     open_shards,
     pieces_of,
     read_joined,
-    whole,
 )
-from mm_llama.core.stored import Entry, Shape, StoredTensors, check_tensors, half_split
+from mm_llama.core.stored import Entry, Shape, StoredTensors, check_depth, check_tensors, half_split
 from mm_llama.released.checkpoint import Sizes, VisionCheckpoint, released_tower, shapes_of
 from mm_llama.released.huggingface import tilings
 from mm_llama.released.names import CORE, ENCODER, EXTRA_ROWS, PLACEHOLDER, RESERVED, meta_name
@@ -63,6 +62,7 @@ def open_vision_meta(folder: Path) -> VisionCheckpoint:
     pieces = {name: piece for name, piece in pieces_of(shards).items() if name not in _IGNORED}
     found = {name: joined_shape(name, cut, _axis(name)) for name, (cut, _) in pieces.items()}
     sizes = _sizes(read_json(params_path), found, params_path)
+    sizes.check_depth(found, params_path)
     shapes = shapes_of(sizes)
     places = {name: meta_name(name, sizes.layers) for name in shapes}
     expected = {published: _meta_shape(name, shapes[name], sizes) for name, published in places.items()}
@@ -121,10 +121,11 @@ def _sizes(params: Mapping[str, Any], found: Mapping[str, Shape], where: Path) -
         raise ValueError(f"{where}: {', '.join(missing)} missing; a vision checkpoint's params.json has them")
     text = {key: value for key, value in params.items() if key not in vision}
     core: LlamaConfig = config_from_params(text, tied=False, where=where)
-    layers = block_layers(core.num_layers, whole(params, vision[2], where), where)
+    check_depth(core, found, where)
+    layers = block_layers(core.num_layers, whole_number(params, vision[2], where), where)
     tower = released_tower() | {
-        "tile_size": whole(params, vision[0], where),
-        "max_tiles": whole(params, vision[1], where),
+        "tile_size": whole_number(params, vision[0], where),
+        "max_tiles": whole_number(params, vision[1], where),
     }
     # params.json says nothing of the tower: what its tensors cannot have otherwise is read off one of them each.
     encoder = meta_name(ENCODER + "class_embedding", layers)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mm_llama.core.tensor_file import load_tensors
 from mm_llama.model import MultimodalLlama
 from mm_llama.stages.checkpoint_files import (
     FILES,
@@ -96,7 +96,7 @@ def restore(
     load_adapter(model, path, fit=False)
     # What must change is judged from the start of the stage, not from here.
     table.start_from(state["before"])
-    load_optimizer_tensors(optimizer, load_file(path / FILES[1]))
+    load_optimizer_tensors(optimizer, load_tensors(path / FILES[1]))
     return state
 
 
@@ -122,7 +122,7 @@ def load_adapter(
     state = read_state(path)
     check_identity(model, path, state, allow_core_swap or is_encoder(prefix))
     targets = _under(trained_tensors(model, state["train"]), prefix)
-    loaded = _under(load_file(path / FILES[0]), prefix)
+    loaded = _under(load_tensors(path / FILES[0]), prefix)
     if prefix and not loaded:
         raise ValueError(f"{path} holds {state['train']}, nothing below {prefix}")
     if fit:

@@ -22,6 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mm_llama.core.documents import read_json
+from mm_llama.stages.state_file import check_state
+from mm_llama.stages.yaml_file import read_yaml
+
 FORMAT = "mm_llama checkpoint 1"
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 RELEASED = ("adapter.safetensors", "state.json", "config.yaml")  # of one that training does not go on from
@@ -173,13 +177,13 @@ def newest_checkpoint(run_dir: str | Path, say: Callable[[str], None] | None = N
 def validate(path: Path) -> None:
     """Raise InvalidCheckpoint unless every file has the size and SHA-256 of the manifest."""
     try:
-        manifest = json.loads((path / "MANIFEST.json").read_text("utf-8"))
+        manifest = read_json(path / "MANIFEST.json")
         files = manifest["files"]
         for name in FILES if not manifest.get("released") else RELEASED:
             size, wanted = (path / name).stat().st_size, files[name]
             if size != wanted["bytes"]:
                 raise InvalidCheckpoint(
-                    f"{path}: {name} has {size} bytes, the manifest says {wanted['bytes']}"
+                    f"{path}: {name} has {size} bytes, the manifest says {wanted['bytes']!r}"
                 )
             if sha256_of(path / name) != wanted["sha256"]:
                 raise InvalidCheckpoint(f"{path}: {name} has another SHA-256 than the manifest says")
@@ -190,20 +194,22 @@ def validate(path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's state."""
-    state: dict[str, Any] = json.loads((path / FILES[2]).read_text("utf-8"))
+    """Return a checkpoint's state. Raises ValueError where it lacks what every state has."""
+    state = read_json(path / FILES[2])
     if state.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {state.get('format')!r}; this version reads {FORMAT!r}")
+    check_state(state, path / FILES[2])
     return state
 
 
 def read_run_config(source: str | Path) -> dict[str, Any]:
     """Return the resolved config that a run or checkpoint folder was made with, as data."""
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.to_container(OmegaConf.load(find_checkpoint(source) / FILES[3]), resolve=False)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    path = find_checkpoint(source) / FILES[3]
+    config = read_yaml(path)
+    for key in ("modality", "stage"):
+        if not isinstance(config.get(key), dict):
+            raise ValueError(f"{path}: {key} is missing, so no run of mm_llama wrote this config")
+    return config
 
 
 def _for_disk(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

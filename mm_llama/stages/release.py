@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from mm_llama.core.tensor_file import load_tensors
 from mm_llama.stages.checkpoint import not_finite
 from mm_llama.stages.checkpoint_files import (
     FILES,
@@ -35,7 +36,7 @@ def release(source: str | Path, folder: Path, dtype: torch.dtype = torch.float16
         raise FileExistsError(f"{folder} is there already: name a new folder")
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(path / FILES[0]).items()
+        for name, tensor in load_tensors(path / FILES[0]).items()
     }
     if broken := not_finite(tensors):
         raise ValueError(
