@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def decimal(data: Mapping[str, Any], key: str, where: Path | str, default: float
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise ValueError(f"{where}: {key} is {_shown(value)}; expected a number above 0")
     return float(value)
+
+
+@contextmanager
+def named(where: Path | str) -> Iterator[None]:
+    """Begin every ValueError from inside with the file that it is about, unless it names it already."""
+    try:
+        yield
+    except ValueError as error:
+        if str(where) in str(error):
+            raise
+        raise ValueError(f"{where}: {error}") from None
 
 
 def mapping(data: Mapping[str, Any], key: str, where: Path | str) -> dict[str, Any]:

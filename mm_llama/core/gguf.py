@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_llama.core.documents import read_json
+from mm_llama.core.documents import named, read_json
 from mm_llama.core.export import staged_folder, write_huggingface
 from mm_llama.core.gguf_tokenizer import read_metadata
 from mm_llama.core.huggingface import chat_of_template, open_huggingface
@@ -134,12 +134,14 @@ def _contents(reader: GGUFReader, fields: Mapping[str, Any], path: Path) -> tupl
     parts = {part.name: part for part in reader.tensors}
     embedding, head = (GGUF_NAMES.of(f"{part}.weight") for part in ("embedding", "head"))
     num_rows = _shape(parts[embedding])[0] if embedding in parts else None
-    config = config_from_fields(fields, tied=head not in parts, num_rows=num_rows, where=path)
+    with named(path):
+        config = config_from_fields(fields, tied=head not in parts, num_rows=num_rows, where=path)
     factors = parts.pop(_ROPE, None)
     if factors is not None:
         config = replace(config, rope_scaling=rope_scaling(_dequantise(factors), config, fields, where=path))
     check_depth(config, parts, path)
-    core = core_shapes(config)
+    with named(path):
+        core = core_shapes(config)
     check_tensors(
         str(path),
         expected={GGUF_NAMES.of(name): shape for name, shape in core.items()},

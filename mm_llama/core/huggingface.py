@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mm_llama.core.documents import decimal, mapping, read_json, whole_number
+from mm_llama.core.documents import decimal, mapping, named, read_json, whole_number
 from mm_llama.core.llama import LlamaConfig, RopeScaling
 from mm_llama.core.stored import (
     Checkpoint,
@@ -88,11 +88,12 @@ def open_huggingface(folder: Path) -> Checkpoint:
     Raises ValueError for another architecture and for missing, unknown, repeated or mis-shaped tensors.
     """
     config_path = folder / "config.json"
-    config = config_from_json(read_json(config_path), where=config_path)
     files = weight_files(folder)
     found = headers(files)
-    check_depth(config, found, config_path)
-    shapes = core_shapes(config)
+    with named(config_path):
+        config = config_from_json(read_json(config_path), where=config_path)
+        check_depth(config, found, config_path)
+        shapes = core_shapes(config)
     ignored = {name for name in found if name.endswith(".rotary_emb.inv_freq")}
     embedding, head = HF_NAMES.of("embedding.weight"), HF_NAMES.of("head.weight")
     if config.tied and head in found:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_llama.core.documents import decimal, read_json, whole_number
+from mm_llama.core.documents import decimal, named, read_json, whole_number
 from mm_llama.core.huggingface import VISION
 from mm_llama.core.llama import LlamaConfig, RopeScaling
 from mm_llama.core.stored import (
@@ -79,14 +79,16 @@ def open_meta(folder: Path) -> Checkpoint:
     joined = {name: joined_shape(name, cut, _split_axis(name)) for name, (cut, _) in pieces.items()}
     head, embedding = META_NAMES.of("head.weight"), META_NAMES.of("embedding.weight")
     tied = head not in joined or (embedding in joined and _same(shards, head, embedding))
-    config = config_from_params(params, tied=tied, where=params_path)
+    with named(params_path):
+        config = config_from_params(params, tied=tied, where=params_path)
     stored_heads = joined.get(_KV[0], (0,))[0] // config.head_dim
     repeat = _kv_repeat(config.num_kv_heads, stored_heads, shards)
     if repeat > 1 and stored_heads == config.num_kv_heads:
         # The 405B in 16 files counts the copies in params.json too.
         config = replace(config, num_kv_heads=config.num_kv_heads // repeat)
     check_depth(config, joined, params_path)
-    core = core_shapes(config)
+    with named(params_path):
+        core = core_shapes(config)
     ignored = {"rope.freqs"} | ({head} if tied else set())
     check_tensors(
         str(folder),

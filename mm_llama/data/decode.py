@@ -144,6 +144,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB with its EXIF orientation applied, transparent parts on white."""
     from PIL import Image
 
+    # Before anything is asked of it: PIL decodes a PNG when it looks for camera notes, and what fails then is lost.
+    image.load()
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

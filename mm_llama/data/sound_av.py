@@ -105,7 +105,8 @@ class Recording:
             with damage("its samples do not convert"):
                 parts = [part.to_ndarray() for part in planar.resample(frame)]
             for part_Cn in parts:
-                mono = part_Cn.mean(0, dtype=np.float32)
+                with np.errstate(all="ignore"):  # samples that are not numbers are told of next
+                    mono = part_Cn.mean(0, dtype=np.float32)
                 check_finite(mono, count - frame.samples, self.rate)
                 yield mono
         if not count:

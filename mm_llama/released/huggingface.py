@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_llama.core.documents import decimal, mapping, read_json, whole_number
+from mm_llama.core.documents import decimal, mapping, named, read_json, whole_number
 from mm_llama.core.huggingface import (
     chat_of_template,
     config_from_json,
@@ -78,14 +78,16 @@ def open_vision_huggingface(folder: Path) -> VisionCheckpoint:
     all of them in one error, under the names that the files use.
     """
     config_path = folder / "config.json"
-    sizes = sizes_from_json(read_json(config_path), where=config_path)
+    with named(config_path):
+        sizes = sizes_from_json(read_json(config_path), where=config_path)
     sizes = Sizes(sizes.core, sizes.layers, {**sizes.tower, **_preprocessing(folder, sizes.tower)})
     files = weight_files(folder)
     found = {
         name: entry for name, entry in headers(files).items() if not name.endswith(".rotary_emb.inv_freq")
     }
     sizes.check_depth(found, config_path)
-    shapes = shapes_of(sizes)
+    with named(config_path):
+        shapes = shapes_of(sizes)
     new = any(name.startswith("model.language_model.") for name in found)
     spelling = new_name if new else old_name
     check_tensors(

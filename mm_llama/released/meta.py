@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_llama.core.documents import read_json, whole_number
+from mm_llama.core.documents import named, read_json, whole_number
 from mm_llama.core.llama import LlamaConfig
 from mm_llama.core.meta import (
     Shard,
@@ -61,9 +61,10 @@ def open_vision_meta(folder: Path) -> VisionCheckpoint:
     shards = open_shards(folder)
     pieces = {name: piece for name, piece in pieces_of(shards).items() if name not in _IGNORED}
     found = {name: joined_shape(name, cut, _axis(name)) for name, (cut, _) in pieces.items()}
-    sizes = _sizes(read_json(params_path), found, params_path)
-    sizes.check_depth(found, params_path)
-    shapes = shapes_of(sizes)
+    with named(params_path):
+        sizes = _sizes(read_json(params_path), found, params_path)
+        sizes.check_depth(found, params_path)
+        shapes = shapes_of(sizes)
     places = {name: meta_name(name, sizes.layers) for name in shapes}
     expected = {published: _meta_shape(name, shapes[name], sizes) for name, published in places.items()}
     gates = {published for name, published in places.items() if name.endswith("gate")}

@@ -181,6 +181,23 @@ def test_truncated_file_is_an_error_that_names_it(tmp_path, format, keep):
         open_image(path)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "RGBA", "RGB"])
+def test_a_damaged_png_is_not_taken_for_a_whole_one(mode):
+    """PIL decodes a PNG when it is asked for its camera notes; asked again, it gives what it had, as if it were all."""
+    image = Image.fromarray(noise(60, 60))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    data = bytearray(encoded(image, "PNG"))
+    assert open_image(bytes(data)).size == (60, 60)
+    data[-500] ^= 255
+    with pytest.raises(ValueError, match="cut short or damaged"):
+        open_image(bytes(data))
+    with pytest.raises(OSError, match="data stream"):
+        open_image(Image.open(io.BytesIO(data), formats=("PNG",)))
+
+
 def test_empty_file_missing_file_folder_and_address_are_told_apart(tmp_path):
     (tmp_path / "empty.png").touch()
     with pytest.raises(ValueError, match=r"empty\.png is empty"):
