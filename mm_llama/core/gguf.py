@@ -123,11 +123,12 @@ def _open(path: Path) -> GGUFReader:
 
     # That reader believes the lengths in a header and keeps an object for each entry; these are held against the
     # file's size first.
-    read_metadata(path)
     try:
+        read_metadata(path)
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path}: not a whole GGUF file: {error}") from None
+        reason = str(error).removeprefix(f"{path} is not a readable GGUF file ")
+        raise ValueError(f"{path}: not a whole GGUF file: {reason}") from None
 
 
 def _contents(reader: GGUFReader, fields: Mapping[str, Any], path: Path) -> tuple[LlamaConfig, StoredTensors]:
