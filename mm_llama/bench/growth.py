@@ -23,6 +23,7 @@ from mm_llama.bench.measure import (
     show_table,
     write_facts,
 )
+from mm_llama.cli.parser import Parser
 
 CASES = {
     "turns": "pictures, each in a turn of its own",
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mm-llama bench growth", description=__doc__.split("\n")[0])
+    parser = Parser(prog="mm-llama bench growth", description=__doc__.split("\n")[0])
     parser.add_argument("--cases", default=",".join(CASES), help="some of them (default: %(default)s)")
     parser.add_argument("--counts", default="1,2,4,8,16,32", help="pictures (default: %(default)s)")
     parser.add_argument("--clips", default="1,2,4,8,16", help="clips of a batch (default: %(default)s)")

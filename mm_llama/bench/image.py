@@ -13,6 +13,7 @@ from typing import Any
 
 from mm_llama.bench.measure import machine_facts, megabytes, positive, run_file, show_table, write_facts
 from mm_llama.bench.sizes import SIZES
+from mm_llama.cli.parser import Parser
 
 EXAMPLES = """examples:
   mm-llama bench image
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama bench image",
         description=__doc__,
         epilog=EXAMPLES,

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mm_llama.cli.parser import Parser
+
 if TYPE_CHECKING:
     from mm_llama.batch import Batch
     from mm_llama.data.samples import Sample
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama bench packing",
         description=__doc__,
         epilog=EXAMPLES,

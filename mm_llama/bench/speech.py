@@ -22,6 +22,7 @@ from mm_llama.bench.measure import (
     times_faster,
     write_facts,
 )
+from mm_llama.cli.parser import Parser
 
 SECONDS = (1.5, 3.0, 6.0, 12.0)  # of the recordings of a ragged batch
 # transformers' names in a layer of Whisper's encoder, and ours.
@@ -260,7 +261,7 @@ def speechlike(seconds: float) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mm-llama bench speech", description=__doc__.split("\n")[0])
+    parser = Parser(prog="mm-llama bench speech", description=__doc__.split("\n")[0])
     parser.add_argument("--adapter", metavar="RUN", help="a speech run (default: one with random weights)")
     parser.add_argument("--recording", metavar="FILE", help="for the terms (default: six seconds of noise)")
     parser.add_argument("--paper-seconds", type=float, default=10.0, help="of sound (default: %(default)s)")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_llama.bench.measure import machine_facts, megabytes, positive, run_file, show_table, write_facts
+from mm_llama.cli.parser import Parser
 
 EXAMPLES = """examples:
   mm-llama bench text
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama bench text",
         description=__doc__,
         epilog=EXAMPLES,

@@ -23,6 +23,7 @@ from mm_llama.bench.measure import (
     write_facts,
 )
 from mm_llama.bench.sizes import SIZES
+from mm_llama.cli.parser import Parser
 
 EXAMPLES = """examples:
   mm-llama bench train
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama bench train",
         description=__doc__,
         epilog=EXAMPLES,

@@ -27,6 +27,7 @@ from mm_llama.bench.measure import (
     times_faster,
     write_facts,
 )
+from mm_llama.cli.parser import Parser
 
 
 def main(argv: list[str]) -> int:
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mm-llama bench video", description=__doc__.split("\n")[0])
+    parser = Parser(prog="mm-llama bench video", description=__doc__.split("\n")[0])
     parser.add_argument("--clip", help="a clip (default: the ten-minute film of the asset big_buck_bunny)")
     parser.add_argument("--frames", default="16,64", help="frames taken (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3)

@@ -21,6 +21,7 @@ from mm_llama.bench.measure import (
     show_table,
     write_facts,
 )
+from mm_llama.cli.parser import Parser
 
 QUESTIONS = (
     "Tell me about the sea.",
@@ -174,7 +175,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mm-llama bench voice", description=__doc__)
+    parser = Parser(prog="mm-llama bench voice", description=__doc__)
     add = parser.add_argument
     add("--adapter", action="append", metavar="RUN", help="repeatable (default: the voice that `say` takes)")
     add("--core", default="smollm2_135m", help="a name of conf/core, or a checkpoint (default: %(default)s)")

@@ -9,6 +9,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from mm_llama.malloc import keep_freed_memory
+from mm_llama.terminal import plain
 
 # verb -> (module, what it does); help is printed from here.
 VERBS = {
@@ -99,5 +100,5 @@ def _help() -> str:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
     return code

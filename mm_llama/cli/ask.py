@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mm_llama.cli.eval_speech import check_beam
+from mm_llama.cli.parser import Parser
 from mm_llama.cli.say import has_voice, speaker_of, voice_runs, write_wav
 from mm_llama.data.decode import open_image
 from mm_llama.data.video import medium_of, probe_clip
 from mm_llama.data.video_limits import NoPicturesError
 from mm_llama.released.detect import is_vision
+from mm_llama.terminal import visible
 
 if TYPE_CHECKING:
     from mm_llama.core.tokenizer import Tokenizer
@@ -161,18 +163,13 @@ def _speak(
 
 def _print(text: str) -> None:
     try:
-        print(text, end="", flush=True)
+        print(visible(text), end="", flush=True)
     except BrokenPipeError:  # the reader has seen enough: no complaint, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `mm-llama ask --help` shows the options")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="mm-llama ask",
         usage='mm-llama ask [options] [FILES ...] "question"',
         description="Answer a question about pictures and clips, or about nothing but the question.",

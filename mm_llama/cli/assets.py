@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import Any
@@ -18,11 +17,12 @@ from mm_llama.assets import (
     find_asset,
     manifest,
 )
+from mm_llama.cli.parser import Parser
 
 
 def main(argv: list[str]) -> int:
     """Run `mm-llama assets ...`; 0 when everything asked for is there."""
-    parser = argparse.ArgumentParser(prog="mm-llama assets", description=__doc__)
+    parser = Parser(prog="mm-llama assets", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="what there is, what it is for, what the cache holds")
     fetching = verbs.add_parser("fetch", help="download, verify and unpack into the cache")

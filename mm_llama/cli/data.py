@@ -11,6 +11,7 @@ from mm_llama.cli.data_check import add_checks
 from mm_llama.cli.data_clips import add_clip_makers
 from mm_llama.cli.data_pack import add_packing
 from mm_llama.cli.data_speech import add_speech_makers
+from mm_llama.cli.parser import Parser
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mm-llama data", description=__doc__)
+    parser = Parser(prog="mm-llama data", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_checks(verbs)
     add_packing(verbs)

@@ -21,6 +21,7 @@ from mm_llama.data.opening import FORMATS, describe, open_data
 from mm_llama.data.samples import count_tokens
 from mm_llama.data.sources import JsonlChat, Problem, Row, Source, problem_of
 from mm_llama.paths import cache_dir
+from mm_llama.terminal import plain, visible
 
 SHOWN_PROBLEMS = 50
 
@@ -37,6 +38,9 @@ def add_checks(verbs: Any) -> None:
     )
     validate.add_argument(
         "--max-tokens", type=int, default=0, help="longest row allowed (default: the core's context)"
+    )
+    validate.add_argument(
+        "--inside", action="store_true", help="name rows whose media lie outside of the data's folder too"
     )
     validate.set_defaults(run=_validate)
     stats = verbs.add_parser("stats", help="count rows, messages, media, lengths, sizes, durations, answers")
@@ -157,12 +161,12 @@ def _validate(options: argparse.Namespace) -> int:
         print(json.dumps(report | {"problems": shown}, indent=1))
         return 1 if problems else 0
     for problem in problems[:SHOWN_PROBLEMS]:
-        print(problem)
+        print(visible(str(problem)))
     if len(problems) > SHOWN_PROBLEMS:
         print(f"... and {len(problems) - SHOWN_PROBLEMS} more")
     for entry in files:
         verdict = f"{entry['bad']} bad" if entry["bad"] else "all good"
-        print(f"{entry['file']}: {entry['rows']} rows, {verdict}", file=sys.stderr)
+        print(plain(f"{entry['file']}: {entry['rows']} rows, {verdict}"), file=sys.stderr)
     if problems:
         print(", ".join(f"{count} {cause}" for cause, count in causes.items()), file=sys.stderr)
     return 1 if problems else 0
@@ -176,14 +180,25 @@ def _problems(
     except ValueError as error:
         return [Problem(path, str(error).removeprefix(f"{path}: "), cause_of(error, "bad_shard"))], 0
     decoder = Decoder()
+    home = Path(path).resolve()
+    home = home if home.is_dir() else home.parent
 
     def check(row: Row) -> None:
+        if options.inside:
+            _check_inside(row, home)
         if counting is not None:
             count_tokens(row, counting.chat, max_tokens=limit)
         if options.decode:
             decoder.check(row)
 
     return [problem for _, problem in _read(source, check) if problem is not None], len(source)
+
+
+def _check_inside(row: Row, home: Path) -> None:
+    """Raise RowError for a medium outside of a folder: a row may name any file that its reader may read."""
+    for part in media_of(row):
+        if isinstance(part.source, str | Path) and not Path(part.source).resolve().is_relative_to(home):
+            raise RowError(f"{row.source}: {part.kind} file {part.source} lies outside of {home}", "bad_row")
 
 
 def _read(source: Source, check: Callable[[Row], Any]) -> Iterator[tuple[Row | None, Problem | None]]:
@@ -248,7 +263,7 @@ def _stats(options: argparse.Namespace) -> int:
         return 0
     for key, value in report.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key.replace('_', ' '):<18} {shown if shown not in ('', None) else '-'}")
+        print(visible(f"{key.replace('_', ' '):<18} {shown if shown not in ('', None) else '-'}"))
     return 0
 
 
@@ -294,16 +309,17 @@ def _inspect(options: argparse.Namespace) -> int:
         print(json.dumps(about | {"shown": shown}, indent=1, ensure_ascii=False))
         return 0
     for key, value in about.items():
-        print(f"{key.replace('_', ' '):<10} {value}")
+        print(visible(f"{key.replace('_', ' '):<10} {value}"))
     for entry in shown:
         counts = f"  ({entry['tokens']} tokens, {entry['targets']} targets)" if "tokens" in entry else ""
-        print(f"{entry['source']}{counts}")
+        print(visible(f"{entry['source']}{counts}"))
         if "bad" in entry:
-            print(f"  {entry['bad']}")
+            print(visible(f"  {entry['bad']}"))
         for message in entry.get("messages", ()):
-            print(f"  {message['role']:<10} {' '.join(message['parts'])}")
+            print(visible(f"  {message['role']:<10} {' '.join(message['parts'])}"))
         if entry.get("extra"):
-            print(f"  {'extra':<10} {json.dumps(entry['extra'], ensure_ascii=False, default=str)}")
+            extra = json.dumps(entry["extra"], ensure_ascii=False, default=str)
+            print(visible(f"  {'extra':<10} {extra}"))
     return 0
 
 

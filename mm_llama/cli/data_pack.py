@@ -13,6 +13,7 @@ from mm_llama.cli.data_check import add_reading
 from mm_llama.data.opening import FORMATS, open_data
 from mm_llama.data.pack import pack
 from mm_llama.paths import cache_dir
+from mm_llama.terminal import visible
 
 
 def add_packing(verbs: Any) -> None:
@@ -72,5 +73,5 @@ def _pack(options: argparse.Namespace) -> int:
         f"{packed['rows']} rows in {len(packed['shards'])} shards, {size:,.1f} MB -> {options.out}{skipped}"
     )
     for _, cause, what in packed["skipped"][:20]:
-        print(f"  {cause}: {what}")
+        print(visible(f"  {cause}: {what}"))
     return 0

@@ -6,7 +6,6 @@ is reported and the others are still looked at.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -23,6 +22,7 @@ from typing import Any
 import mm_llama
 from mm_llama.assets import AssetStatus, asset_status
 from mm_llama.cli.assets import as_dict
+from mm_llama.cli.parser import Parser
 from mm_llama.paths import cache_dir, conf_dir
 
 # extra -> distribution -> import name; "base" is what every command needs.
@@ -90,7 +90,7 @@ probe(sys.argv[2:])
 
 def main(argv: list[str]) -> int:
     """Run `mm-llama doctor`; 0 when the base works, 1 when it does not."""
-    parser = argparse.ArgumentParser(prog="mm-llama doctor", description=__doc__)
+    parser = Parser(prog="mm-llama doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options = parser.parse_args(argv)
     report = examine()

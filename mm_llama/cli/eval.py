@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mm_llama.cli import eval_normalization, eval_prosody, eval_speech, eval_tts
 from mm_llama.cli.eval_rows import journal_of, source_of
+from mm_llama.cli.parser import Parser
 from mm_llama.released.detect import is_vision
+from mm_llama.terminal import visible
 
 if TYPE_CHECKING:
     from mm_llama.core.chat import ChatFormat
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama eval",
         description="Measure an adapter, or the plain core.",
         epilog=EXAMPLES,
@@ -293,10 +295,9 @@ def _clips(args: argparse.Namespace) -> dict[str, Any]:
 def _show_answers(result: VQAResult, count: int) -> None:
     for record in islice(result.records(), count):
         mark = "right" if record["correct"] else "wrong"
-        print(f"{Path(record['image'] or record['source']).name}: {record['question']}")
-        print(
-            f"  {mark:5}  {record['answer']}" + ("" if record["correct"] else f"  (truth: {record['truth']})")
-        )
+        truth = "" if record["correct"] else f"  (truth: {record['truth']})"
+        print(visible(f"{Path(record['image'] or record['source']).name}: {record['question']}"))
+        print(visible(f"  {mark:5}  {record['answer']}{truth}"))
 
 
 def _numbers(text: str) -> list[int]:
@@ -332,7 +333,7 @@ def _captions(args: argparse.Namespace) -> dict[str, Any]:
         shown = list(zip(captions, result.generated, strict=True))
         step = max(1, len(shown) // max(1, args.show))
         for caption, written in shown[::step][: args.show]:
-            print(f"truth    {caption.text}\nwritten  {written}\n")
+            print(visible(f"truth    {caption.text}\nwritten  {written}\n"))
         low, high = found["pairs"]["bootstrap_95_by_caption"]
         print(
             f"right picture likelier than a wrong one: {result.accuracy} of {result.accuracy.total:,} pairs"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_llama.cli.parser import Parser
 from mm_llama.released.detect import is_vision
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ DTYPES = ("stored", "float32", "bfloat16", "float16")
 
 def main(argv: list[str]) -> int:
     """Parse the arguments, write the folder, say what is in it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama export",
         description="Write a core, or a vision checkpoint whole, as a Hugging Face folder that transformers and "
         "mm-llama load.",
@@ -154,6 +155,7 @@ class _Vision:
 
 def _copy_adapter(run: str, folder: Path, digest: str) -> str:
     """Copy a run's newest checkpoint to `folder`/adapters and return its name there."""
+    from mm_llama.core.documents import read_json
     from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 
     found = find_checkpoint(run)
@@ -168,5 +170,13 @@ def _copy_adapter(run: str, folder: Path, digest: str) -> str:
         raise ValueError(
             f"--adapters {run}: there is already one named {target.name}; rename one of the runs"
         )
-    shutil.copytree(found, target / "checkpoints" / found.name)
+    # What the manifest lists and no more: a link among them is its writer's choice of what of yours is handed on.
+    into = target / "checkpoints" / found.name
+    into.mkdir(parents=True)
+    for name in (*read_json(found / "MANIFEST.json")["files"], "MANIFEST.json"):
+        if Path(name).name != name:
+            raise ValueError(
+                f"--adapters {run}: its manifest lists {name!r}, which is no file of that folder"
+            )
+        shutil.copyfile(found / name, into / name)
     return f"adapters/{target.name}"

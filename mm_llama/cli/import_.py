@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from mm_llama.cli.export import add_arguments, write
+from mm_llama.cli.parser import Parser
 
 
 def main(argv: list[str]) -> int:
     """Parse the arguments, write the folder, say what is in it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama import",
         description="Turn a checkpoint (Hugging Face, Meta or GGUF; vision checkpoints whole) into a Hugging Face "
         "folder.",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from mm_llama.cli.parser import Parser
+
 
 def main(argv: list[str]) -> int:
     """Compare the plain core with the core under the adapters; print a table or one JSON object."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama proof",
         description="Compare the plain text model with the same model under trained adapters: SHA-256 of its "
         "weights, every logit of several texts (alone, in batches, cached, beside pictures), and MMLU.",

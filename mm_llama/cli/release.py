@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mm_llama.cli.parser import Parser
+
 EXAMPLES = """examples:
   mm-llama release runs/tts_prosody runs/tts_acoustic runs/tts_vocoder my_voice
   mm-llama say "Good morning." --adapter my_voice/tts_prosody ... -o out.wav
@@ -18,7 +20,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 def main(argv: list[str]) -> int:
     """Write the folder and say what is in it; exit code 0."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama release",
         description="Write what runs trained, without what only training needs; it is loaded as runs are.",
         epilog=EXAMPLES,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mm_llama.cli.parser import Parser
+
 EXAMPLES = """examples:
   mm-llama report runs/demo
   mm-llama report runs/image_sft_sweep --csv results.csv --plot curves.png
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama report",
         description="One run: write its page, with figures, curves, pictures with answers, digests, the proof, times. "
         "A sweep, a folder of runs, or several runs: show what they came to in one table.",

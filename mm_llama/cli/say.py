@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_llama.cli.parser import Parser
 from mm_llama.paths import voices_dir
+from mm_llama.terminal import plain
 from mm_llama.voice import check_factor
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ def pcm(samples: Any) -> bytes:
 def _told(parts: Iterator[Piece], show: bool) -> Iterator[Piece]:
     for part in parts:
         if show and part.said is not None:
-            print(f"{part.said.words}\n  {part.said.phones}", file=sys.stderr)
+            print(plain(f"{part.said.words}\n  {part.said.phones}"), file=sys.stderr)
         yield part
 
 
@@ -197,7 +199,7 @@ def voice_runs(given: list[str] | None) -> list[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mm-llama say",
         description="Speak a text: what is written is read, timed and made to sound by the parts of a voice.",
         epilog=EXAMPLES,

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mm_llama import schema
 from mm_llama.paths import conf_dir
+from mm_llama.stages.yaml_file import check_yaml
 
 _HELP = """usage: mm-llama train stage=NAME [KEY=VALUE ...] [-m] [--cfg job] [--config-dir DIR]
 
@@ -131,6 +132,13 @@ def _check(argv: list[str]) -> tuple[DictConfig, list[str], list[str]]:
             single.append(f"{override.get_key_element()}={first}")
         else:
             single.append(str(override.input_line))
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ValueError(
+                f"--config-dir {folder} is no folder: name one that holds groups, such as data/NAME.yaml"
+            )
+        for file in Path(folder).rglob("*.yaml"):
+            check_yaml(file)
     single += _searched(folders)
     if not any(re.match(r"\+?stage=", override) for override in single):
         chosen = [override for override in single if re.match(r"\+?(experiment|sweep)=", override)]
@@ -141,9 +149,35 @@ def _check(argv: list[str]) -> tuple[DictConfig, list[str], list[str]]:
     from mm_llama.build import compose_config
 
     try:
-        return compose_config("train", single, with_hydra=True), single, folders
+        cfg = compose_config("train", single, with_hydra=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(error)) from error
+        raise ValueError(_addable(single, str(error)) or _explain(error)) from error
+    name = "" if OmegaConf.is_missing(cfg, "name") else str(OmegaConf.select(cfg, "name"))
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"name={name} leaves the folder of runs: give a name, and the folder with runs=DIR")
+    return cfg, single, folders
+
+
+def _addable(overrides: list[str], text: str) -> str:
+    """Say how to add a key that a node lacks but its class takes, or nothing."""
+    found = re.search(r"Could not override '([\w.]+)'", text)
+    given = [one for one in overrides if found and one.partition("=")[0] == found[1]]
+    if not found or not given:
+        return ""
+    from mm_llama.build import compose_config
+    from mm_llama.targets import arguments_of, locate
+
+    parent, _, key = found[1].rpartition(".")
+    try:
+        node = OmegaConf.select(
+            compose_config("train", [one for one in overrides if one not in given]), parent
+        )
+        target = node.get("_target_")
+        if key not in arguments_of(locate(target)):
+            return ""
+    except (HydraException, OmegaConfBaseException, ValueError, AttributeError):
+        return ""  # something else is wrong as well, or that is no node with a class
+    return f"{parent} has no '{key}' yet, which {target} takes: add it with +{given[0]}"
 
 
 def _explain(error: Exception) -> str:

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from mm_llama.cli.parser import Parser
 from mm_llama.data.languages import LANGUAGES, language_named
+from mm_llama.terminal import plain, visible
 from mm_llama.transcript import Segment, Transcript, srt, vtt
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ def _run(argv: list[str], task: str) -> int:
 def _file(listener: Listener, file: str, form: str, many: bool) -> Transcript:
     def say(segment: Segment) -> None:
         if sys.stderr.isatty():
-            print(f"[{segment.start:7.1f} {segment.end:7.1f}] {segment.text}", file=sys.stderr)
+            print(f"[{segment.start:7.1f} {segment.end:7.1f}] {plain(segment.text)}", file=sys.stderr)
 
     found = listener.file(file, on_segment=say)
     if not found.text:
@@ -89,9 +91,9 @@ def _print(found: list[Transcript], form: str) -> int:
     many = len(found) > 1
     for transcript in found:
         if many and form == "text":
-            print(f"{transcript.source}: {transcript.text}")
+            print(visible(f"{transcript.source}: {transcript.text}"))
         else:
-            print(transcript.render(form), end="")
+            print(visible(transcript.render(form)), end="")
     return 0
 
 
@@ -113,19 +115,18 @@ def _stream(listener: Listener, options: argparse.Namespace, form: str) -> int:
 
             print(json.dumps(row | {"text": segment.text, "final": final}, ensure_ascii=False), flush=True)
         elif form == "text" and (final or live):
-            print(f"\r\033[K{segment.text}" if live else segment.text, end="\n" if final else "", flush=True)
+            print(
+                f"\r\033[K{plain(segment.text)}" if live else segment.text,
+                end="\n" if final else "",
+                flush=True,
+            )
     if form in ("srt", "vtt"):
-        print({"srt": srt, "vtt": vtt}[form](segments), end="")
+        print(visible({"srt": srt, "vtt": vtt}[form](segments)), end="")
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` shows the options")
-
-
 def _parser(task: str) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=f"mm-llama {task}",
         description={
             "transcribe": "Write down what is said in recordings of any length.",

@@ -14,12 +14,14 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from mm_llama.core.messages import MediaPart, Message, Text, messages_from_dicts, near
 from mm_llama.data.causes import RowError, cause_of
 
+MAX_LINE = 1 << 28  # bytes; a line is in memory whole
 ROW_KEYS = ("messages", "id", "extra")
 # From the kind of a medium and the name that a row gives it to where it lies; raises FileNotFoundError or RowError.
 Find = Callable[[str, str], Any]
@@ -242,7 +244,12 @@ def index_lines(path: Path) -> tuple[array[int], array[int], str]:
     offsets, lines, digest = array("Q"), array("Q"), hashlib.sha256()
     offset = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), start=1):
+            if len(line) > MAX_LINE:
+                raise ValueError(
+                    f"{path}:{number}: a line of more than {MAX_LINE:,} bytes: is that JSONL? Name large media by "
+                    "their paths, or pack them (mm-llama data pack)"
+                )
             digest.update(line)
             if line.strip():
                 offsets.append(offset)

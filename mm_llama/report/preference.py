@@ -35,7 +35,7 @@ def write_preference_page(
     # Votes of one page do not mix with those of another.
     key = hashlib.sha256(json.dumps([names, [row["text"] for row in data]]).encode()).hexdigest()[:12]
     page = (files("mm_llama.report") / "preference.html").read_text("utf-8")
-    content = json.dumps({"key": key, "names": dict(names), "pairs": data}).replace("</", "<\\/")
+    content = json.dumps({"key": key, "names": dict(names), "pairs": data}).replace("<", "\\u003c")
     page = page.replace("{{title}}", html.escape("Which voice sounds better?")).replace("{{data}}", content)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
