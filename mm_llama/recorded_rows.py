@@ -82,7 +82,7 @@ def load_aligner(run: str | Path) -> Any:
     from mm_llama.core.tensor_file import load_tensors
     from mm_llama.stages.checkpoint_files import FILES, find_checkpoint, read_run_config
 
-    part = read_run_config(run)["modality"].get("tts_aligner")
+    part = (read_run_config(run).get("modality") or {}).get("tts_aligner")
     if not part:
         raise ValueError(f"{run} holds no aligner: name a run of mm-llama train stage=tts_aligner")
     check_run_parts(part, f"{run}: modality.tts_aligner")

@@ -18,7 +18,7 @@ def modalities_of_runs(
     A run brings what it trained. What it was trained beside (the image adapter of a video run) comes from another
     run that is given, else from the run or the released checkpoint that it named as its start.
     """
-    from mm_llama.stages.checkpoint_files import find_checkpoint, read_run_config, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
 
     parts: dict[str, Any] = {}
     runs: list[tuple[Path, str]] = []
@@ -30,7 +30,7 @@ def modalities_of_runs(
                 raise ValueError(f"{run} brings a second image adapter; attach one adapter of a kind")
             parts["image"] = {"source": str(run)}
             continue
-        config = read_run_config(run)
+        config = _config_of(run)
         trained = {prefix.split(".")[1] for prefix in read_state(find_checkpoint(run))["train"]}
         for name, part in config["modality"].items():
             if part and name in trained:
@@ -53,11 +53,22 @@ def modalities_of_runs(
                 f"{run} was trained beside the {name} adapter of {start}, which is not there: give that run too"
             )
         _check_start(run, name, start, "beside")
-        parts[name] = _checked_parts(start, name, read_run_config(start)["modality"][name])
+        parts[name] = _checked_parts(start, name, _config_of(start)["modality"].get(name))
         runs[:0] = [*_parts_before(start), (start, "")]
     parts = sources | parts
     # Those that read another's encoder stand behind it, whatever the order in which they were given.
     return runs, dict(sorted(parts.items(), key=lambda entry: bool(entry[1].get("reads"))))
+
+
+def _config_of(run: Path) -> dict[str, Any]:
+    """Return a run's config, which has the parts that every stage's has."""
+    from mm_llama.stages.checkpoint_files import read_run_config
+
+    config = read_run_config(run)
+    for key in ("modality", "stage"):
+        if not isinstance(config.get(key), dict):
+            raise ValueError(f"{run}: {key} is missing in its config.yaml, so no stage of mm_llama wrote it")
+    return config
 
 
 def _check_start(run: Path, name: str, start: Path, how: str) -> None:
@@ -82,11 +93,11 @@ def _parts_before(run: Path) -> list[tuple[Path, str]]:
 
     These are a frozen encoder that came out of another run, and the rest of an adapter of which a run trained a part.
     """
-    from mm_llama.stages.checkpoint_files import find_checkpoint, read_run_config, read_state
+    from mm_llama.stages.checkpoint_files import find_checkpoint, read_state
     from mm_llama.stages.identity import is_encoder
 
     state = read_state(find_checkpoint(run))
-    init = read_run_config(run)["stage"].get("init") or {}
+    init = _config_of(run)["stage"].get("init") or {}
     found: list[tuple[Path, str]] = []
     for key, start in init.items():
         if not start:
@@ -114,7 +125,7 @@ def _only_parts(trained: Sequence[str], name: str) -> bool:
     )
 
 
-def _checked_parts(run: Path, name: str, part: Mapping[str, Any]) -> Mapping[str, Any]:
+def _checked_parts(run: Path, name: str, part: Any) -> Mapping[str, Any]:
     """Return a modality of a run's config as it is, once it is known to be data and to name modules of ours."""
     if not isinstance(part, Mapping) or not isinstance(part.get("adapter"), Mapping):
         raise ValueError(

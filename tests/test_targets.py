@@ -17,7 +17,7 @@ from mm_llama.cli import main
 from mm_llama.clip_rows import clip_sources
 from mm_llama.recorded_rows import load_aligner
 from mm_llama.stage_run import run_stage
-from mm_llama.stages.checkpoint import sha256_of
+from mm_llama.stages.checkpoint_files import sha256_of
 from mm_llama.targets import (
     check_run_config,
     locate,
