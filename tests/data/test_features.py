@@ -91,7 +91,7 @@ def test_a_shard_cut_short_is_named(tmp_path):
         FeatureCache(tmp_path, "e", "p")
 
 
-def test_an_interrupted_build_keeps_whole_shards_and_goes_on(tmp_path):
+def test_an_interrupted_build_keeps_what_it_encoded_and_goes_on(tmp_path):
     class Interrupted(Encoder):
         def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
             if self.num_encoded >= 12:
@@ -103,7 +103,7 @@ def test_an_interrupted_build_keeps_whole_shards_and_goes_on(tmp_path):
         FeatureCache(tmp_path, "e", "p").build(wide, load, Interrupted(), batch_size=4, shard_bytes=40)
     cache = FeatureCache(tmp_path, "e", "p")
     kept = len(cache)
-    assert kept == 8  # shards of four; the third was not yet written
+    assert kept == 12  # shards of four; what was encoded by then is written too
     assert all(path.suffix == ".safetensors" for path in cache.folder.iterdir())
     assert cache.build(wide, load, Encoder(), batch_size=4) == 20 - kept
     assert all(torch.equal(cache(ref), expected(ref, torch.bfloat16)) for ref in wide)
@@ -153,7 +153,9 @@ def test_values_that_are_not_finite_are_refused_with_the_picture_named(tmp_path)
     cache = FeatureCache(tmp_path, "e", "p")
     with pytest.raises(ValueError, match=r"not finite for image 2\.png"):
         cache.build(refs(4), load, broken)
-    assert not cache.folder.exists()
+    # What was finite before it, a picture of another size, is kept.
+    kept = FeatureCache(tmp_path, "e", "p")
+    assert len(kept) == 1 and refs(4)[0].key in kept
 
 
 def test_features_of_another_form_are_refused(tmp_path):
@@ -168,8 +170,8 @@ def test_a_medium_that_cannot_be_read_raises_or_is_noted(tmp_path):
         return load(ref)
 
     with pytest.raises(ValueError, match=r"2\.png is cut short"):
-        FeatureCache(tmp_path, "e", "p").build(refs(4), broken, Encoder())
-    cache = FeatureCache(tmp_path, "e", "p")
+        FeatureCache(tmp_path / "raises", "e", "p").build(refs(4), broken, Encoder())
+    cache = FeatureCache(tmp_path / "noted", "e", "p")
     assert cache.build(refs(4), broken, Encoder(), on_error="skip") == 3
     assert cache.failed == {refs(4)[2].key: "2.png is cut short"}
     with pytest.raises(KeyError, match=r"2\.png is cut short"):
