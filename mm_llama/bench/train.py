@@ -33,7 +33,12 @@ EXAMPLES = """examples:
 # only ours keeps float32 masters of what trains.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}
 CHECKED_STEPS = 3
-SIDES = {"ours": "ours", "remembered": "ours, prefixes remembered", "theirs": "transformers"}
+SIDES = {
+    "ours": "ours",
+    "remembered": "ours, prefixes remembered",
+    "theirs": "transformers, all in its dtype",
+    "masters": "transformers, float32 masters",
+}
 ASKED = 0.6  # of transformers' time, at most
 
 
@@ -61,12 +66,13 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--dtype is {dtype_name(dtype)}, expected one of auto, {', '.join(TOLERANCES)}")
     tolerance = TOLERANCES[dtype_name(dtype)]
     ours, theirs = make_sides(args, dtype)
+    peers = dict(zip(("theirs", "masters"), theirs, strict=False))
     losses: dict[str, list[float]] = {
-        "ours": [ours.step() for _ in range(CHECKED_STEPS)],
-        "theirs": [theirs.step() for _ in range(CHECKED_STEPS)],
+        side: [one.step() for _ in range(CHECKED_STEPS)] for side, one in {"ours": ours, **peers}.items()
     }
-    pairs = zip(losses["ours"], losses["theirs"], strict=True)
-    difference = max(abs(a - b) / abs(b) for a, b in pairs)
+    difference = max(
+        abs(a - b) / abs(b) for peer in peers for a, b in zip(losses["ours"], losses[peer], strict=True)
+    )
     facts: dict[str, Any] = {
         "bench": "train",
         "command": " ".join(["mm-llama bench train", *argv]),
@@ -89,7 +95,8 @@ def main(argv: list[str]) -> int:
         "tolerance": tolerance,
     }
     if difference <= tolerance:
-        calls = {"ours": ours.step, "remembered": ours.remembering, "theirs": theirs.step}
+        calls = {"ours": ours.step, "remembered": ours.remembering}
+        calls |= {side: peer.step for side, peer in peers.items()}
         timings = interleaved(calls, args.repeats)
         rate = gemm_flops(dtype, device=args.device)
         facts["gemm_flops"] = rate
@@ -97,8 +104,8 @@ def main(argv: list[str]) -> int:
         for side, call in calls.items():
             entry: dict[str, Any] = timings[side].record() | {"flops": flops_of(call, training=True)}
             entry["share"] = entry["flops"] / entry["wall_s"] / rate
-            if side != "theirs":
-                entry["of_theirs"] = 1 / times_faster(timings[side], timings["theirs"])["wall"]
+            if side not in peers:
+                entry["of"] = {peer: 1 / times_faster(timings[side], timings[peer])["wall"] for peer in peers}
             facts["steps"][side] = entry
         facts["remembered_bytes"] = ours.memory.num_bytes
     path = args.json or run_file("train")
@@ -108,7 +115,7 @@ def main(argv: list[str]) -> int:
     if difference > tolerance:
         print(
             f"error: the losses differ by {difference:.1e}, more than {tolerance:.0e}: "
-            f"{', '.join(f'{a:.5f} and {b:.5f}' for a, b in zip(losses['ours'], losses['theirs'], strict=True))}; "
+            f"{'; '.join(', '.join(f'{loss:.5f}' for loss in one) for one in losses.values())}; "
             "steps that compute different things were not timed",
             file=sys.stderr,
         )
@@ -158,13 +165,14 @@ def show(facts: dict[str, Any]) -> None:
     )
     if "steps" not in facts:
         return
+    peers = [side for side in ("theirs", "masters") if side in facts["steps"]]
     rows = [
         (
             SIDES[side],
             f"{1e3 * entry['wall_s']:.0f} ms",
             f"{facts['rows'] / entry['wall_s']:.1f}",
-            f"{entry['of_theirs']:.2f}" if "of_theirs" in entry else "",
-            "" if side == "theirs" else f"{ASKED}",
+            *(f"{entry['of'][peer]:.2f}" if "of" in entry else "" for peer in peers),
+            f"{ASKED}" if "of" in entry else "",
             f"{entry['flops'] / 1e9:.0f} G",
             f"{entry['share']:.0%}",
         )
@@ -174,7 +182,15 @@ def show(facts: dict[str, Any]) -> None:
         f"{facts['rows']} rows of {facts['text_tokens']} tokens and a picture of {facts['media_tokens']}; "
         f"{machine['processor']}, {machine['threads']} threads, load {machine['load']}; medians of "
         f"{facts['repeats']}, in turns; transformers {facts['transformers']}",
-        ("a step of", "time", "rows/s", "of transformers", "at most", "operations", "of the roof"),
+        (
+            "a step of",
+            "time",
+            "rows/s",
+            *("of " + SIDES[peer].replace("transformers, ", "theirs, ") for peer in peers),
+            "at most",
+            "operations",
+            "of the roof",
+        ),
         rows,
     )
     print(

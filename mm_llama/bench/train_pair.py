@@ -6,6 +6,7 @@ Shapes: B rows, S positions, N media tokens, E feature width.
 from __future__ import annotations
 
 import argparse
+import copy
 from typing import Any
 
 import torch
@@ -22,8 +23,12 @@ LEARNING_RATE = 1e-4
 MAX_NORM = 1.0
 
 
-def make_sides(args: argparse.Namespace, dtype: torch.dtype) -> tuple[Ours, Theirs]:
-    """Return both sides on the batch that the options describe: pictures first in their rows, targets last."""
+def make_sides(args: argparse.Namespace, dtype: torch.dtype) -> tuple[Ours, list[Theirs]]:
+    """Return both sides on the batch that the options describe: pictures first in their rows, targets last.
+
+    The peer in the model's dtype throughout, and, where that is not float32, another with float32 masters of what
+    trains under autocast, as ours has them.
+    """
     model = random_model(scaled_sizes(args.size), dtype, seed=args.seed)
     peer = same_in_transformers(model)
     peer.set_attn_implementation(args.attention)
@@ -38,7 +43,10 @@ def make_sides(args: argparse.Namespace, dtype: torch.dtype) -> tuple[Ours, Thei
     model.modality["image"].encoder = nn.Identity()
     peer.model.vision_model = None
     parts = tokens_BS.to(args.device), features_BNE.to(args.device), targets_BS.to(args.device)
-    return Ours(model.to(args.device), *parts), Theirs(peer.to(args.device), *parts)
+    theirs = [Theirs(peer.to(args.device), *parts)]
+    if dtype != torch.float32:
+        theirs.append(Theirs(copy.deepcopy(peer), *parts, masters=True))
+    return Ours(model.to(args.device), *parts), theirs
 
 
 class Ours:
@@ -53,7 +61,7 @@ class Ours:
         self.trained = [
             weight.requires_grad_() for name, weight in adapter.named_parameters() if name != "placeholder"
         ]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, fused=True)
         self.memory = Prefixes()
         rows = torch.arange(len(tokens_BS))
         self.batch = Batch(
@@ -80,15 +88,29 @@ class Ours:
 
 
 class Theirs:
-    """transformers' step: its language model and loss over the same features; what trains is of the model's dtype."""
+    """transformers' step: its language model and loss over the same features; what trains is of the model's dtype.
 
-    def __init__(self, peer: Any, tokens_BS: Tensor, features_BNE: Tensor, targets_BS: Tensor) -> None:
-        self.peer = peer
+    With `masters` it is float32, and the step runs under autocast to the model's dtype.
+    """
+
+    def __init__(
+        self,
+        peer: Any,
+        tokens_BS: Tensor,
+        features_BNE: Tensor,
+        targets_BS: Tensor,
+        masters: bool = False,
+    ) -> None:
+        self.peer, self.masters, self.dtype = peer, masters, features_BNE.dtype
         layers = peer.model.language_model.layers
         parts = [peer.model.multi_modal_projector]
         parts += [layers[index] for index in peer.config.text_config.cross_attention_layers]
-        self.trained = [weight.requires_grad_() for part in parts for weight in part.parameters()]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE)
+        self.trained = [
+            weight.requires_grad_()
+            for part in parts
+            for weight in (part.float() if masters else part).parameters()
+        ]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, fused=True)
         self.features_BNE = features_BNE
         self.ids_BS = tokens_BS.clone()
         self.ids_BS[:, 0] = peer.config.image_token_index
@@ -102,16 +124,19 @@ class Theirs:
 
     def step(self) -> float:
         """Do one step and return its loss."""
+        with torch.autocast(self.ids_BS.device.type, dtype=self.dtype, enabled=self.masters):
+            loss = self._loss()
+        loss.backward()
+        return _updated(loss, self.trained, self.optimizer)
+
+    def _loss(self) -> Tensor:
         seen = self.peer.model.multi_modal_projector(self.features_BNE)
         out = self.peer.model.language_model(
             input_ids=self.ids_BS, cross_attention_states=seen, use_cache=False, **self.masks
         )
         logits = self.peer.lm_head(out.last_hidden_state).float()
-        loss = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1), self.labels_BS[:, 1:].flatten(), ignore_index=-100
-        )
-        loss.backward()
-        return _updated(loss, self.trained, self.optimizer)
+        labels = self.labels_BS[:, 1:].flatten()
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels, ignore_index=-100)
 
 
 def _updated(loss: Tensor, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
