@@ -80,6 +80,8 @@ def main(argv: list[str]) -> int:
         if not wrong:
             facts["times"] = run.times()
             facts["roofline"] = run.roofline(facts["times"], dtype)
+            if args.quality and tokenizer is not None:
+                facts["quality"] = run.quality(documents(tokenizer, args.quality))
             if args.starts:
                 facts["fresh"] = run.fresh(folder, dtype_name(dtype), args.threads, args.starts)
     path = args.json or run_file("text")
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         default=3,
         help="fresh processes of each side, 0 for none (default: %(default)s)",
     )
+    add("--quality", type=int, default=100, help="documents to tell perplexity by (default: %(default)s)")
     add(
         "--json",
         type=Path,
@@ -159,6 +162,17 @@ def prompts(tokenizer: Any, vocab_size: int, rows: int, length: int) -> Any:
     ids = [token for text in TEXTS for token in tokenizer.encode(text + " ")]
     ids *= -(-(length + rows * 17) // len(ids))
     return torch.tensor([ids[17 * row : 17 * row + length] for row in range(rows)])
+
+
+def documents(tokenizer: Any, count: int) -> list[list[int]]:
+    """Return the tokens of that many answers of instruction data, each of at least 32 and at most 512."""
+    import json
+
+    from mm_llama.assets import asset
+
+    rows = json.loads((asset("llamafactory_data") / "alpaca_en_demo.json").read_text("utf-8"))
+    encoded = (tokenizer.encode(row["output"])[:512] for row in rows)
+    return [ids for ids in encoded if len(ids) >= 32][:count]
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -216,6 +230,11 @@ def show(facts: dict[str, Any]) -> None:
         for size, rate in roof["read_bytes_per_s"].items()
     )
     print(f"Roof: {roof['gemm_flops'] / 1e9:.0f} GFLOP/s in matrix products; reads {reads}.")
+    if "quality" in facts:
+        told = ", ".join(
+            f"{SIDES[side]} {value:.3f}" for side, value in facts["quality"]["perplexity"].items()
+        )
+        print(f"Perplexity over {facts['quality']['tokens']:,} tokens of answers: {told}.")
     costs = ", ".join(
         f"{entry['case']} {1 / entry['attached']['of_plain'] - 1:+.1%}" for entry in facts["times"]
     )

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from mm_llama.bench.measure import interleaved, peak_of_child, times_faster
 from mm_llama.bench.roofline import flops_of, gemm_flops, read_bandwidth
-from mm_llama.bench.text_pair import Ours, Theirs, bytes_per_step, same_in_transformers, text_flops
+from mm_llama.bench.text_pair import (
+    Ours,
+    Theirs,
+    bytes_per_step,
+    perplexity,
+    same_in_transformers,
+    text_flops,
+)
 from mm_llama.model import MultimodalLlama
 
 SHORT = 32  # prompt tokens of "first token" and of a fresh process
@@ -111,6 +118,13 @@ class Comparison:
             ),
         ]
         return entries
+
+    def quality(self, documents: list[list[int]]) -> dict[str, Any]:
+        """Return the perplexity of documents by the core as it is, and rounded."""
+        found = {
+            side: perplexity(one.core, documents) for side, one in self.sides.items() if side != "attached"
+        }
+        return {"tokens": sum(map(len, documents)), "perplexity": found}
 
     def roofline(self, times: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
         """Measure what the machine can do at best, and write into each timing what share of it was reached."""

@@ -8,10 +8,13 @@ Shapes: B rows, S positions, N new tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mm_llama.bench.vision_pair import transformers_version
 from mm_llama.core.cache import KVCache
@@ -116,6 +119,18 @@ class Theirs:
             max_new_tokens=count,
         )
         return made[:, tokens_BS.shape[1] :].cpu()
+
+
+@torch.inference_mode()
+def perplexity(core: Llama, documents: Sequence[Sequence[int]]) -> float:
+    """Return e to the mean loss of every token but the first of each document, given those before it."""
+    loss, count = 0.0, 0
+    for ids in documents:
+        tokens_S = torch.tensor(ids, device=core.embedding.weight.device)
+        logits_SV = core(tokens_S[None, :-1])[0]
+        loss += float(F.cross_entropy(logits_SV, tokens_S[1:], reduction="sum"))
+        count += len(ids) - 1
+    return math.exp(loss / count)
 
 
 def text_flops(config: LlamaConfig, batch: int, length: int, num_logits: int) -> int:

@@ -18,6 +18,7 @@ from mm_llama.core.kernels import Blocked
 from mm_llama.core.llama import Llama, LlamaConfig, RopeScaling
 
 OPTIONS = ["--core", "tiny", "--threads", "1", "--prompt-tokens", "40", "--new-tokens", "4", "--repeats", "1"]
+OPTIONS += ["--quality", "0"]
 CASES = [
     "prefill, 40 tokens",
     "first token, 32 tokens",
