@@ -151,7 +151,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=160, markup=False, highlight=False).print(table)
+    Console(width=200, markup=False, highlight=False).print(table)
     print()
 
 

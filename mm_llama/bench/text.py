@@ -204,7 +204,9 @@ def show(facts: dict[str, Any]) -> None:
     sides = [side for side in SIDES if any(side in entry for entry in facts["times"])]
     ours = [side for side in sides if side not in ("theirs", "attached")]
     columns = ["case", *(SIDES[side] for side in sides)]
-    columns += [*(f"{SIDES[side]} faster" for side in ours), "asked", *(f"{SIDES[s]} of roof" for s in ours)]
+    for what in ("faster", "by CPU time"):
+        columns += [f"{SIDES[side]} {what}" for side in ours]
+    columns += ["asked", *(f"{SIDES[side]} of roof" for side in ours)]
     rows = []
     for entry in [*facts["times"], *facts.get("fresh", [])]:
         shares = [entry.get(side, {}).get("share") for side in ours]
@@ -213,7 +215,11 @@ def show(facts: dict[str, Any]) -> None:
             (
                 entry["case"],
                 *(_value(entry.get(side)) for side in sides),
-                *(f"{entry[side]['times']:.2f}x" if side in entry else "" for side in ours),
+                *(
+                    f"{entry[side][key]:.2f}x" if key in entry.get(side, {}) else ""
+                    for key in ("times", "times_cpu")
+                    for side in ours
+                ),
                 ", ".join(f"{value}x" for value in asked if value),
                 *("" if share is None else f"{share:.0%}" for share in shares),
             )

@@ -206,7 +206,8 @@ class Comparison:
             if tokens:
                 entry[side]["tokens_per_s"] = tokens / entry[side]["wall_s"]
             if side != "theirs":
-                entry[side]["times"] = times_faster(timing, timings["theirs"])["wall"]
+                faster = times_faster(timing, timings["theirs"])
+                entry[side]["times"], entry[side]["times_cpu"] = faster["wall"], faster["cpu"]
                 entry[side]["asked"] = ASKED.get((case, side))
         # What attaching costs is a ratio of its own: within each round, against the plain core.
         entry["attached"]["of_plain"] = times_faster(timings["attached"], timings["ours"])["wall"]
