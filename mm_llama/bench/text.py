@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   mm-llama bench text --device cuda --core llama3_2_1b --random --starts 0
 """
 # Of the logits' scale; in bfloat16 each side rounds every product in an order of its own.
-TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
+TOLERANCES = {"float32": 1e-5, "bfloat16": 5e-2}
 SIDES = {"ours": "ours", "attached": "with adapter", "int8": "int8", "theirs": "transformers"}
 
 
