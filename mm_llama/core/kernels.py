@@ -18,6 +18,7 @@ Kernel = Callable[[Tensor], Tensor]
 
 # Up to so many rows the product with whole numbers is faster than one with what they stand for.
 _FEW_ROWS = 8
+_ROWS_AT_ONCE = 2048
 
 
 class Blocked:
@@ -43,11 +44,9 @@ class Int8:
     """The product with bfloat16[Y, X] rounded to int8, each row by a scale of its own; sums are float32."""
 
     def __init__(self, weight_YX: Tensor) -> None:
-        weight = weight_YX.detach().float()
-        # The scale is rounded before it is used, so that its own rounding is no error of the whole row.
-        scale_Y = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
-        self.scale_Y = scale_Y
-        self.weight_YX = (weight / scale_Y.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        # Some rows at a time: float32 copies of a whole head would be the most memory that a process ever holds.
+        parts = [_rounded(part.float()) for part in weight_YX.detach().split(_ROWS_AT_ONCE)]
+        self.weight_YX, self.scale_Y = (torch.cat(column) for column in zip(*parts, strict=True))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map bfloat16[..., X] to bfloat16[..., Y]."""
@@ -62,6 +61,13 @@ class Int8:
     def nbytes(self) -> int:
         """Bytes that one product of few rows reads of the weight."""
         return self.weight_YX.nbytes + self.scale_Y.nbytes
+
+
+def _rounded(weight_YX: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8[Y, X] and bfloat16[Y] of float32[Y, X] rows."""
+    # The scale is rounded before it is used, so that its own rounding is no error of the whole row.
+    scale_Y = (weight_YX.abs().amax(1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).to(torch.bfloat16)
+    return (weight_YX / scale_Y.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale_Y
 
 
 FORMS: dict[str, Callable[[Tensor], Blocked | Int8]] = {"blocked": Blocked, "int8": Int8}
