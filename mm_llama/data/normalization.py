@@ -22,15 +22,12 @@ from mm_llama.data.written_forms import FORMS, Form
 from mm_llama.voice.rules import PLAIN
 from mm_llama.voice.written import split as split_text
 
-VERSION = 4
+VERSION = 5
 # Of forms that are easily mistaken for each other more is drawn, and real sentences alone stand beside them.
-OFTEN = {
-    "cardinal": 9,
-    "roman_cardinal": 3,
-    "roman_ordinal": 3,
-    "acronym": 3,
-    "acronym_word": 3,
-} | dict.fromkeys(("digits", "year", "date", "fraction", "ratio", "time", "decimal", "version"), 6)
+OFTEN = {"cardinal": 9, "short_words": 2}
+OFTEN |= dict.fromkeys(("digits", "year", "date", "fraction", "ratio", "time", "decimal", "version"), 6)
+OFTEN |= dict.fromkeys(("roman_cardinal", "roman_ordinal", "acronym", "acronym_word", "decade", "grouped"), 3)
+OFTEN |= dict.fromkeys(("dialed", "rating", "pair", "large", "letter_behind"), 3)
 HELD_OUT = {"holdout": 3, "test": 7}  # of each eight templates
 SENTENCE = "sentence"
 TOGETHER = (6, 3, 1)  # how often one, two and three sentences with forms are one text
@@ -44,7 +41,7 @@ def normalization(
     root: str | Path | Sequence[str | Path],
     out: str | Path,
     split: str = "train",
-    num_train: int = 24_000,
+    num_train: int = 32_000,
     num_held_out: int = 1_000,
     seed: int = 0,
 ) -> JsonlChat:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 # Nouns, names and verbs by what they make of the number beside them. Each list is as many as make whole eights, so that
 # a word is of one split in every sentence.
 COUNTED = (
@@ -118,7 +120,8 @@ SPOKEN_AS_WORDS = (
     "UNIX", "SIM", "CERN", "OSHA",
 )  # fmt: skip
 SAINTS = (
-    "Peter", "Mary", "George", "Louis", "Paul", "Francis", "Nicholas", "Patrick", "John", "Anthony", "Andrew", "Joseph",
+    "Peter", "Mary", "George", "Louis", "Paul", "Francis", "Nicholas", "Patrick", "John", "Anthony", "Andrew",
+    "Joseph",
     "Helena", "Catherine", "Bernard", "Thomas",
 )  # fmt: skip
 STREETS = (
@@ -137,3 +140,48 @@ IN_YEAR = (
     "The {year} edition is rare.", "In the summer of {year} they met again.", "The church dates from {year}.",
     "Around {year} the river was moved.", "The {year} earthquake was terrible.", "He retired in {year}.",
 )  # fmt: skip
+# What is done with a number that is called, and what is called for.
+DIALED = (
+    "call", "ring", "text", "telephone", "phone", "try", "message", "dial", "reach", "key in", "punch in", "contact",
+    "tap", "press", "enter", "type",
+)  # fmt: skip
+# What is told by a share of the most there is, what has a day, and what is a part.
+RATED = (
+    "score", "grade", "mark", "rating", "quiz result", "review", "exam score", "evaluation", "test result", "verdict",
+    "final mark", "assessment", "points total", "ranking", "exam grade", "critic's rating",
+)  # fmt: skip
+SCHEDULED = (
+    "deadline", "wedding", "party", "exam", "concert", "meeting", "launch", "trial", "hearing", "reunion", "parade",
+    "holiday", "due date", "opening", "birthday", "appointment",
+)  # fmt: skip
+SHARED = (
+    "share", "part", "portion", "piece", "amount", "dose", "remainder", "fraction", "serving", "slice", "segment",
+    "chunk", "quantity", "section", "bit", "proportion",
+)  # fmt: skip
+# Of what there are thousands and millions, and what stands behind "5K" and "4G".
+FOLLOWED = (
+    "followers", "views", "users", "downloads", "subscribers", "likes", "clicks", "readers", "copies", "streams",
+    "fans",
+    "listeners", "comments", "shares", "members", "visitors",
+)  # fmt: skip
+LETTERED = (
+    "race", "video", "screen", "network", "run", "monitor", "camera", "movie", "TV", "signal", "phone", "display",
+    "resolution", "projector", "printer", "marathon",
+)  # fmt: skip
+# Books with verses.
+BOOKS = (
+    "Matthew", "Luke", "Genesis", "Acts", "Mark", "Romans", "Exodus", "Psalm", "Isaiah", "Job", "Proverbs", "Hebrews",
+    "Daniel", "James", "Ruth", "John",
+)  # fmt: skip
+# What is so high, so wide, or so many times more.
+SIZED = (
+    "photo", "board", "tile", "frame", "grid", "matrix", "poster", "room", "rug", "screen", "sheet", "envelope",
+    "garden",
+    "canvas", "carpet", "board game",
+)  # fmt: skip
+
+
+def each(sentence: str, words: tuple[str, ...]) -> Iterator[str]:
+    """Yield a sentence with each of the words in the place of its star, a capital at the beginning."""
+    first = sentence.startswith("*")
+    return (sentence.replace("*", word[0].upper() + word[1:] if first else word) for word in words)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from mm_llama.data.written_codes import digits, extension, grouped, ip_address, phone, plate, service_number
 from mm_llama.data.written_names import (
     Form,
     acronym,
     email,
+    file,
     hash_number,
     hashtag,
     roman_cardinal,
@@ -22,6 +24,30 @@ from mm_llama.data.written_names import (
     title,
     web,
 )
+from mm_llama.data.written_pairs import (
+    age,
+    all_day,
+    coordinates,
+    era,
+    evens,
+    height,
+    hours,
+    house,
+    inches,
+    large,
+    letter_behind,
+    many,
+    pressure,
+    rating,
+    ratio,
+    score,
+    size,
+    sum,
+    tens,
+    times,
+    verse,
+    weekdays,
+)  # fmt: skip
 
 _THOUSANDS = ["CARDINAL", "CONTINUE", "CONTINUE"]  # of "12,345"
 _HALVES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -71,13 +97,10 @@ def cardinal(random: Random) -> Form:
         )
     )
     if number >= 10_000 or (number >= 1000 and random.random() < 0.3):
+        if number >= 10_000 and random.random() < 0.1:
+            return str(number // 1000 * 1000), ["CARDINAL"]
         return f"{number:,}", ["CARDINAL"] + ["CONTINUE", "CONTINUE"] * (len(f"{number:,}") // 4)
     return str(number), ["CARDINAL"]
-
-
-def digits(random: Random) -> Form:
-    """Return a number that is read digit by digit, of three or four."""
-    return str(random.randint(101, 9899)), ["DIGITS"]
 
 
 def two_digits(random: Random) -> Form:
@@ -96,7 +119,11 @@ def four_digits(random: Random) -> Form:
 
 
 def aged(random: Random) -> Form:
-    """Return a number that is joined to words: "10-year-old"."""
+    """Return a number, or a range, that is joined to words: "10-year-old", "3-5 day"."""
+    if random.random() < 0.15:
+        low, rest = random.randint(2, 20), random.choice(("day", "page", "hour", "mile", "week"))
+        text = f"{low}{random.choice('-–')}{low + random.randint(1, 9)} {rest}"
+        return text, ["CARDINAL", "TO", "CARDINAL", "PLAIN"]
     rest = random.choice(
         ("year-old", "mile-long", "page", "story", "foot-tall", "man", "hour", "day", "seat")
     )
@@ -142,9 +169,11 @@ def year(random: Random) -> Form:
 
 
 def years(random: Random) -> Form:
-    """Return a range of years."""
-    first = random.randint(1500, 2000)
-    return f"{first}-{first + random.randint(1, 25)}", ["YEAR", "TO", "YEAR"]
+    """Return a range of years, the last in two digits now and then."""
+    first, dash = random.randint(1500, 2000), random.choice("---–")
+    if random.random() < 0.25 and 10 < first % 100 < 90:
+        return f"{first}{dash}{random.randint(first % 100 + 1, 99)}", ["YEAR", "TO", "CARDINAL"]
+    return f"{first}{dash}{first + random.randint(1, 25)}", ["YEAR", "TO", "YEAR"]
 
 
 def decade(random: Random) -> Form:
@@ -167,13 +196,17 @@ def version(random: Random) -> Form:
 
 
 def fraction(random: Random) -> Form:
-    """Return "3/4"."""
+    """Return "3/4", now and then "¾"."""
+    if random.random() < 0.1:
+        return random.choice("½¼¾⅓⅔⅛"), ["SIGN"]
     below = random.randint(2, 9)
     return f"{random.randint(1, below - 1)}/{below}", ["CARDINAL", "SKIP", "DENOMINATOR"]
 
 
 def mixed(random: Random) -> Form:
-    """Return "2 1/2"."""
+    """Return "2 1/2" or "2½"."""
+    if random.random() < 0.15:
+        return f"{random.randint(1, 12)}{random.choice('½¼¾⅓⅔')}", ["CARDINAL", "SIGN"]
     below = random.randint(2, 8)
     text = f"{random.randint(2, 12)} {random.randint(1, below - 1)}/{below}"
     return text, ["CARDINAL", "AND_CARDINAL", "SKIP", "DENOMINATOR"]
@@ -213,7 +246,18 @@ def time(random: Random) -> Form:
     if random.random() < 0.25:
         ending, rules = random.choice(_HALVES)
         return f"{random.randint(1, 12)}{ending}", ["CARDINAL", *rules]
-    text = f"{random.randint(1, 12)}:{random.choice((0, 5, 10, 15, 20, 25, 30, 40, 45, 50, 55)):02}"
+    if random.random() < 0.1:
+        ending, rules = random.choice(_HALVES)
+        return f"{random.randint(1, 12)}.{random.randint(10, 59)}{ending}", [
+            "CARDINAL",
+            "SKIP",
+            "MINUTES",
+            *rules,
+        ]
+    hour = random.choice(
+        (str(random.randint(1, 12)), str(random.randint(1, 12)), f"{random.randint(0, 23):02}")
+    )
+    text = f"{hour}:{random.choice((0, 5, 10, 15, 20, 25, 30, 40, 45, 50, 55)):02}"
     none: tuple[str, tuple[str, ...]] = ("", ())
     ending, half = random.choice((none, none, *_HALVES))
     return text + ending, ["CARDINAL", "SKIP", "MINUTES", *half]
@@ -224,57 +268,25 @@ def bare_time(random: Random) -> Form:
     return f"{random.randint(1, 12)}:{random.randint(1, 59):02}", ["CARDINAL", "SKIP", "MINUTES"]
 
 
-def hours(random: Random) -> Form:
-    """Return "9:00-17:30" or "9-5"."""
-    first, last = random.randint(6, 12), random.randint(1, 23)
-    if random.random() < 0.3:
-        return f"{first}-{last}", ["CARDINAL", "TO", "CARDINAL"]
-    rules = ["CARDINAL", "SKIP", "MINUTES"]
-    minutes = (0, 15, 30, 45)
-    text = f"{first}:{random.choice(minutes):02}-{last}:{random.choice(minutes):02}"
-    return text, [*rules, "TO", *rules]
-
-
-def ratio(random: Random) -> Form:
-    """Return "3:1" or "3:10"."""
-    return f"{random.randint(1, 12)}:{random.choice((1, 2, 3, 4, 5, 10, 12, 15, 20, 25, 50))}", [
-        "CARDINAL",
-        "TO",
-        "CARDINAL",
-    ]
-
-
-def score(random: Random) -> Form:
-    """Return "3-1", also as a range."""
-    first = random.randint(0, 40)
-    return f"{first}-{first + random.randint(1, 20)}", ["CARDINAL", "TO", "CARDINAL"]
-
-
-def phone(random: Random) -> Form:
-    """Return "555-0123", with an area in front or without, also "(212) 555-0123" and "212.555.0123"."""
-    area, text = random.randint(200, 999), f"{random.randint(200, 999)}-{random.randint(0, 9999):04}"
-    rules = ["DIGITS", "PAUSE", "DIGITS"]
-    kind = random.randrange(5)
-    if kind == 0:
-        return f"({area}) {text}", ["SKIP", "DIGITS", "PAUSE", *rules]
-    if kind == 1:
-        return f"{area}.{text.replace('-', '.')}", ["DIGITS", "PAUSE", *rules]
-    if kind == 2:
-        return f"{area}-{text}", ["DIGITS", "PAUSE", *rules]
-    return text, rules
-
-
 def money(random: Random) -> Form:
-    """Return "$12.50", "$1,200", "$12" or "$5.2 million", in four currencies."""
+    """Return "$12.50", "$1,200", "$12", "$5.2 million", "$3M", "$5-10", "99¢" or "20 USD"."""
     sign, whole = random.choice("$$$€£¥"), str(random.randint(1, 900))
     rules = ["SKIP", "MONEY"]
-    kind = random.randrange(4)
+    kind = random.randrange(5)
     if kind == 1:
-        word = random.choice(("million", "billion"))
+        word = random.choice((" million", " billion", "M", "B", "k", "K"))
         if random.random() < 0.4:
-            text = f"{sign}{random.randint(1, 99)}.{random.randint(1, 9)} {word}"
+            text = f"{sign}{random.randint(1, 99)}.{random.randint(1, 9)}{word}"
             return text, ["SKIP", "CARDINAL", "POINT", "DIGITS", "MONEY_WORD"]
-        return f"{sign}{whole} {word}", ["SKIP", "CARDINAL", "MONEY_WORD"]
+        return f"{sign}{whole}{word}", ["SKIP", "CARDINAL", "MONEY_WORD"]
+    if kind == 4 and random.random() < 0.5:
+        return random.choice(
+            (
+                (f"{whole}{random.choice(('¢', ' USD', ' EUR', ' GBP'))}", ["CARDINAL", "UNIT"]),
+                (f"{sign}{whole}-{int(whole) + 10}", ["SKIP", "CARDINAL", "TO", "MONEY"]),
+                (f"{sign}{whole}-{sign}{int(whole) + 10}", ["SKIP", "MONEY", "TO", "SKIP", "MONEY"]),
+            )
+        )
     if random.random() < 0.3:
         whole, rules = f"{random.randint(1000, 90_000):,}", ["SKIP", "MONEY", *_THOUSANDS[1:]]
     if kind == 0 and sign != "¥":
@@ -286,9 +298,17 @@ def money(random: Random) -> Form:
 def measure(random: Random) -> Form:
     """Return "5 km", "5.2 km" or "1,200 km"."""
     unit = random.choice(
-        ("km", "m", "cm", "mm", "kg", "g", "mg", "lb", "oz", "ft", "in", "mph", "ml", "GB", "kHz")
-    )
+        (
+            "km", "m", "cm", "mm", "kg", "g", "mg", "lb", "lbs", "oz", "ft", "in", "mph", "ml", "GB", "kHz", "kW",
+            "tsp", "tbsp", "yd", "hrs", "gal", "L", "W", "MB", "V", "s",
+        )
+    )  # fmt: skip
     space = random.choice(("", " ", " "))
+    if random.random() < 0.1:
+        power = random.choice(
+            (("m²", ["UNIT", "CONTINUE"]), ("km²", ["UNIT", "CONTINUE"]), ("sq ft", ["UNIT", "UNIT"]))
+        )
+        return f"{random.randint(2, 900)} {power[0]}", ["CARDINAL", *power[1]]
     if random.random() < 0.3:
         text, rules = decimal(random)
         return f"{text}{space}{unit}", [*rules, "UNIT"]
@@ -318,6 +338,8 @@ def degrees(random: Random) -> Form:
 def percent(random: Random) -> Form:
     """Return "20%" or "2.5%"."""
     text, rules = decimal(random) if random.random() < 0.3 else (str(random.randint(1, 100)), ["CARDINAL"])
+    if random.random() < 0.1:
+        return f"{random.randint(1, 40)}-{random.randint(41, 100)}%", ["CARDINAL", "TO", "CARDINAL", "SIGN"]
     return f"{text}%", [*rules, "SIGN"]
 
 
@@ -329,6 +351,8 @@ def negative(random: Random) -> Form:
 FORMS: dict[str, Callable[[Random], Form]] = {
     one.__name__: one
     for one in (
+        age, all_day, coordinates, era, evens, extension, file, grouped, height, house, inches, ip_address, large,
+        letter_behind, many, plate, pressure, rating, service_number, size, sum, tens, times, verse, weekdays,
         cardinal, digits, two_digits, three_digits, four_digits, bare_time, title, shortened, such_as, ordinal, year,
         years,
         decade, decimal, version, fraction, mixed, date, iso_date, month_day,

@@ -30,11 +30,27 @@ def web(random: Random) -> Form:
     """Return "www.example.com", "https://example.com" or "example.org/music"."""
     name, end = random.choice(_NAMES), random.choice(_ENDINGS)
     if random.random() < 0.2:
-        scheme = random.choice(("http", "https"))
-        return f"{scheme}://{name}.{end}", ["LETTERS", "SIGN", "SIGN", "SIGN", "PLAIN", "SIGN", "PLAIN"]
+        scheme, rules = (
+            random.choice(("http", "https")),
+            ["LETTERS", "SIGN", "SIGN", "SIGN", "PLAIN", "SIGN", "PLAIN"],
+        )
+        if random.random() < 0.3:
+            return f"{scheme}://{name}.{end}/{random.randint(1, 2030)}", [*rules, "SIGN", "DIGITS"]
+        return f"{scheme}://{name}.{end}", rules
     if random.random() < 0.5:
         return f"www.{name}.{end}", ["LETTERS", "SIGN", "PLAIN", "SIGN", "PLAIN"]
     return f"{name}.{end}/{random.choice(_NAMES)}", ["PLAIN", "SIGN", "PLAIN", "SIGN", "PLAIN"]
+
+
+def file(random: Random) -> Form:
+    """Return "report_2.pdf"."""
+    ending, rule = random.choice(
+        (("pdf", "LETTERS"), ("txt", "LETTERS"), ("csv", "LETTERS"), ("zip", "PLAIN"))
+    )
+    if random.random() < 0.5:
+        return f"{random.choice(_NAMES)}.{ending}", ["PLAIN", "SIGN", rule]
+    sign, other = random.choice("_-"), random.choice(_NAMES)
+    return f"{random.choice(_NAMES)}{sign}{other}.{ending}", ["PLAIN", "SIGN", "PLAIN", "SIGN", rule]
 
 
 def hashtag(random: Random) -> Form:
@@ -69,30 +85,35 @@ def acronym(random: Random) -> Form:
 
 def roman_cardinal(random: Random) -> Form:
     """Return a Roman numeral that is read as a number."""
-    return random.choice(("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")), [
-        "ROMAN_CARDINAL"
-    ]
+    number = random.choice(
+        (random.randint(1, 12), random.randint(1, 12), random.randint(13, 30), random.randint(31, 60))
+    )
+    return _roman(number), ["ROMAN_CARDINAL"]
 
 
 def roman_ordinal(random: Random) -> Form:
     """Return a Roman numeral that is read as an ordinal: of rulers."""
-    return roman_cardinal(random)[0], ["ROMAN_ORDINAL"]
+    return _roman(random.choice((random.randint(1, 8), random.randint(1, 24)))), ["ROMAN_ORDINAL"]
+
+
+def _roman(number: int) -> str:
+    tens, ones = divmod(number, 10)
+    tens_as = ("", "X", "XX", "XXX", "XL", "L", "LX")
+    return tens_as[tens] + ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")[ones]
 
 
 def title(random: Random) -> Form:
     """Return what stands shortened before a name."""
-    return (
-        f"{random.choice(('Dr', 'Mr', 'Mrs', 'Ms', 'Prof', 'Gen', 'Sen', 'Capt', 'Lt', 'Sgt', 'Rev', 'Gov'))}.",
-        [
-            "EXPAND",
-            "CONTINUE",
-        ],
-    )
+    names = ("Dr", "Mr", "Mrs", "Ms", "Prof", "Gen", "Sen", "Capt", "Lt", "Sgt", "Rev", "Gov", "Col", "Maj")
+    return f"{random.choice(names)}.", ["EXPAND", "CONTINUE"]
 
 
 def shortened(random: Random) -> Form:
     """Return what stands shortened before a number."""
-    return f"{random.choice(('fig', 'no', 'vol', 'ch', 'approx', 'pp', 'nos'))}.", ["EXPAND", "CONTINUE"]
+    return f"{random.choice(('fig', 'no', 'vol', 'ch', 'approx', 'pp', 'nos', 'p', 'sec'))}.", [
+        "EXPAND",
+        "CONTINUE",
+    ]
 
 
 def such_as(random: Random) -> Form:

@@ -6,15 +6,19 @@ DENOMINATOR), or lose what is written. What is chosen is chosen from left to rig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from mm_llama.voice.certain import NUMBER, Here, certain
 from mm_llama.voice.rules import CONTINUE, NAMES, PAUSE, PLAIN, SKIP, Reading, Unreadable
-from mm_llama.voice.words import CURRENCIES, MONTHS, UNITS
+from mm_llama.voice.words import ABBREVIATIONS, CURRENCIES, MONTHS, SIGNS
 from mm_llama.voice.written import Token
 
-_NUMBER = ("CARDINAL", CONTINUE, "DIGITS")
+# What a range may begin with: the last rule of it.
+_ENDS_OF_RANGES = (
+    *NUMBER, "MINUTES", "YEAR", "LETTERS", "ORDINAL", "EXPAND", "SIGN", "UNIT", "MONEY", "CENTS", "ROMAN_CARDINAL",
+)  # fmt: skip
 # Rule: what must stand before it, the last of them nearest.
 _BEHIND: dict[str, tuple[tuple[str, ...], ...]] = {
     "MINUTES": (("CARDINAL", SKIP),),
@@ -22,28 +26,37 @@ _BEHIND: dict[str, tuple[tuple[str, ...], ...]] = {
     "AND_CARDINAL": (("CARDINAL",), (CONTINUE,)),
     "AND": (("MONEY",), (CONTINUE,)),
     "CENTS": (("AND",),),
-    "MONEY": ((SKIP,),),
-    "MONEY_WORD": tuple((one,) for one in _NUMBER),
-    "UNIT": tuple((one,) for one in (*_NUMBER, "UNIT", "PER", "DENOMINATOR")),
+    "MONEY": ((SKIP,), ("TO",)),
+    "LARGE": tuple((one,) for one in NUMBER),
+    "BY": tuple((one,) for one in NUMBER),
+    "OVER": tuple((one,) for one in NUMBER),
+    "OUT_OF": tuple((one,) for one in NUMBER),
+    "MONEY_WORD": tuple((one,) for one in NUMBER),
+    "UNIT": tuple((one,) for one in (*NUMBER, "UNIT", "PER", "DENOMINATOR")),
     "PER": (("UNIT",),),
-    "POINT": tuple((one,) for one in _NUMBER),
-    "TO": tuple((one,) for one in (*_NUMBER, "MINUTES", "YEAR", "LETTERS", "ORDINAL")),
+    "POINT": tuple((one,) for one in NUMBER),
+    "TO": tuple((one,) for one in _ENDS_OF_RANGES),
     PAUSE: (("DIGITS",), (SKIP,)),
 }
 # What stands before: the rules that may follow, the longest of these that fits counts.
 _AHEAD: dict[tuple[str, ...], tuple[str, ...]] = {
     ("MONTH",): (SKIP,),
     ("MONTH", SKIP): ("ORDINAL",),
-    ("CARDINAL", SKIP): ("MINUTES", "DENOMINATOR"),
+    ("CARDINAL", SKIP): ("MINUTES", "DENOMINATOR", "CARDINAL"),
     ("AND_CARDINAL",): (SKIP,),
     ("AND_CARDINAL", SKIP): ("DENOMINATOR",),
     ("POINT",): ("DIGITS", "CARDINAL"),
     ("AND",): ("CENTS",),
     ("MINUS",): ("CARDINAL", "DIGITS"),
     ("PER",): ("UNIT",),
-    ("TO",): ("CARDINAL", "YEAR", "DIGITS", "DECADE", "ORDINAL", "MONTH"),
+    ("TO",): (
+        "CARDINAL", "YEAR", "DIGITS", "DECADE", "ORDINAL", "MONTH", "MINUS", "MONEY", "EXPAND", "ROMAN_CARDINAL", SKIP,
+    ),
+    ("BY",): ("CARDINAL",),
+    ("OVER",): ("CARDINAL",),
+    ("OUT_OF",): ("CARDINAL",),
     (PAUSE,): ("DIGITS",),
-}
+}  # fmt: skip
 # The signs that these may stand for; what else they stood for would be lost.
 _SIGNS = {
     "POINT": ".,",
@@ -52,19 +65,40 @@ _SIGNS = {
     "MINUS": "-−–",
     "TO": "-−–—:/",
     PAUSE: "-−–.)",
+    "BY": "xX×*",
+    "OVER": "/⁄",
+    "OUT_OF": "/⁄",
 }
 # The sign that stands before the second part of a number.
 _DIVIDED_BY = {"DENOMINATOR": "/⁄", "MINUTES": ":."}
-# Signs that are always said, and marks that are said between letters and digits alone.
-_NEVER_SILENT, _MARKS = "&%=+@<>", ".,!?"
+# Signs that are always said, signs that are said between numbers, and marks between letters and digits alone.
+_NEVER_SILENT, _BETWEEN_NUMBERS, _MARKS = "&%=+@<>≤≥≈±×÷", "-−–:/.*", ".,!?"
+_PAUSES = "';:,.!?—…\"()“”’‘-–"  # signs that part what stands beside them even when they are not named
 # What these shorten stands before a number, and these before a name: "No.", "St.".
-_BEFORE_NUMBERS, _BEFORE_NAMES = ("no", "nos", "fig", "vol", "ch", "pp"), ("st", "dr")
+_BEFORE_NUMBERS, _BEFORE_NAMES = ("no", "nos", "fig", "vol", "ch", "pp", "p", "figs", "vols"), ("st", "dr")
 _MONTHS = frozenset(month.lower()[:3] for month in MONTHS)
-_ORDINAL_ENDINGS = ("st", "nd", "rd", "th")
-_DOMAINS = ("com", "org", "net", "edu", "gov", "info", "io", "ai", "uk", "de", "eu", "fr", "us")
-_LARGE = ("thousand", "million", "billion", "trillion", "k", "m", "bn", "mn")
-# Units that are no English words: behind a number they are never read as they are written.
-_BARE_UNITS = frozenset(UNITS) - {"m", "g", "in", "h", "s", "l", "L", "W", "V", "C", "F", "ms", "GB"}
+_CALENDAR = _MONTHS | {"sept", "mon", "tue", "tues", "wed", "thu", "thur", "thurs", "fri", "sat", "sun"}
+# What is shortened without a point behind it as well.
+_NO_POINT = (
+    "dr",
+    "mr",
+    "mrs",
+    "ms",
+    "st",
+    "prof",
+    "vs",
+    "#",
+    "jr",
+    "sr",
+    "mt",
+    "ft",
+    "lt",
+    "capt",
+    "sgt",
+    "etc",
+    "ave",
+)
+_INCHES_AND_FEET = "'’′\"”″"
 # What may continue a number, and a shortened word.
 _DIGITS_CONTINUE = ("CARDINAL", "MONEY", "ORDINAL", "DIGITS", "DECADE")
 _LETTERS_CONTINUE = ("ORDINAL", "DECADE", "LETTERS", "EXPAND", "EXPAND_OTHER")
@@ -91,14 +125,18 @@ def best_fitting(tokens: Sequence[Token], rules: Sequence[str], order: Sequence[
 def fits(tokens: Sequence[Token], rules: Sequence[str], rule: str) -> bool:
     """True when `rule` may be that of the token behind those that have `rules`; `tokens` are all that are known."""
     place, token = len(rules), tokens[len(rules)]
-    if (only := _only(tokens, rules)) is not None:
+    if (only := certain(tokens, rules)) is not None:
         return rule in only
     if rule == PLAIN:
-        return not token.is_number and token.text not in _NEVER_SILENT  # digits are said in words
+        return not token.is_number and not _is_said(Here(tokens, rules))  # digits are said in words
     if not _stands_for(tokens, rules, rule, token):
         return False
     if (before := _BEHIND.get(rule)) and not any(_ends_with(rules, one) for one in before):
         return False
+    if rule in ("CARDINAL", "DENOMINATOR") and _ends_with(rules, ("CARDINAL", SKIP)):
+        divided, same = tokens[place - 1].text, tokens[place - 2].text == token.text
+        if rule == "DENOMINATOR" and same or rule == "CARDINAL" and divided == ":":
+            return False
     for length in (2, 1):
         last = tuple(rules[-length:])
         if last == ("CARDINAL", SKIP) and tokens[place - 1].text not in "/⁄:":
@@ -120,94 +158,138 @@ def fits(tokens: Sequence[Token], rules: Sequence[str], rule: str) -> bool:
     return True
 
 
-def _only(tokens: Sequence[Token], rules: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the rules of which one has to be that of a token because of how it is written; None: any may."""
-    place, token = len(rules), tokens[len(rules)]
-    before = tokens[place - 1] if place else None
-    after = tokens[place + 1 : place + 4]
-    joined = bool(after) and not after[0].space  # the next token stands right behind
-    if token.is_number:
-        if before is not None and before.text == "," and rules[-1] == CONTINUE:
-            return (CONTINUE,)
-        if joined and after[0].text.lower() in _ORDINAL_ENDINGS:
-            return ("ORDINAL",)
-        if after and after[0].text in CURRENCIES and (len(after) < 2 or not after[1].is_number):
-            return ("MONEY",)
-        if before is not None and before.text == "." and token.text == "00" and rules[-1] == SKIP:
-            return (SKIP,)
-        if (
-            before is not None
-            and before.text in CURRENCIES
-            and not token.space
-            and rules[-1] == SKIP
-            and after
-        ):
-            large = any(one.text.lower() in _LARGE for one in after)
-            return ("CARDINAL",) if large else ("MONEY",)
-        return None
-    if token.text in ("Dr", "St") and joined and after[0].text == ".":
-        named_before = before is not None and before.text.isalpha() and before.text[0].isupper()
-        named_after = len(after) > 1 and after[1].text.isalpha() and after[1].text[0].isupper()
-        if named_before != named_after:  # Doctor and Saint stand before a name, Drive and Street behind one
-            return ("EXPAND",) if named_after else ("EXPAND_OTHER",)
-    if before is None or token.space:
-        if before is not None and token.text in _BARE_UNITS and rules[-1] in _NUMBER:
-            return ("UNIT",)
-        return None
-    if token.text == "," and joined and before.is_number and after[0].is_number and len(after[0].text) == 3:
-        return (CONTINUE,) if _head(rules) in ("CARDINAL", "MONEY") else None
-    if token.text == "." and rules[-1].startswith("EXPAND") and after:
-        return (CONTINUE,)
-    if before.is_number and rules[-1] == "ORDINAL" and token.text.lower() in _ORDINAL_ENDINGS:
-        return (CONTINUE,)
-    if token.text in _BARE_UNITS and rules[-1] in _NUMBER and before.is_number:
-        return ("UNIT",)
-    if token.text == "." and joined and _head(rules) == "MONEY" and after[0].is_number:
-        return (SKIP,) if after[0].text == "00" else ("AND",)
-    if token.text == "." and joined and rules[-1] == PLAIN and after[0].text.lower() in _DOMAINS:
-        return ("SIGN",)
-    return None
+def _is_said(here: Here) -> bool:
+    """Whether something would be lost, or two words be one, if a sign were not said."""
+    text, before, after = here.token.text, here.before, here.after
+    beside = [one.text for one in (before, *after[:1]) if one is not None]
+    if text in _NEVER_SILENT:
+        return text not in beside  # "====" is a line
+    if before is None or not after:
+        return False
+    if before.is_number and after[0].is_number and text in _BETWEEN_NUMBERS:
+        return text in "/*" or (here.joins and here.joined)
+    words = before.text.isalnum() and after[0].text.isalnum()
+    return words and here.joins and here.joined and text in SIGNS and text not in _PAUSES
 
 
 def _stands_for(tokens: Sequence[Token], rules: Sequence[str], rule: str, token: Token) -> bool:
-    if rule in _SIGNS:
-        return token.text in _SIGNS[rule]
-    if rule == SKIP:  # a word is never left out, and of numbers no cents alone
-        if token.text in _NEVER_SILENT:
-            return False
-        return not token.text.isalnum() or (token.text == "00" and _ends_with(rules, (SKIP,)))
-    if rule == "SIGN" and token.text in _MARKS:
-        place = len(rules)
-        joined = place > 0 and not token.space and tokens[place - 1].text.isalnum()
-        return joined and not (place + 1 < len(tokens) and tokens[place + 1].space)
-    after = tokens[len(rules) + 1 : len(rules) + 4]
-    if rule == "EXPAND_OTHER":  # a street has a name before it
-        return len(rules) > 0 and tokens[len(rules) - 1].text.isalpha()
-    if rule == "EXPAND" and token.text.lower() in _BEFORE_NUMBERS:
-        return not after or any(one.is_number for one in after[:2])
-    if rule == "EXPAND" and token.text.lower() in _BEFORE_NAMES:
-        return not after or (len(after) > 1 and after[1].text[:1].isupper())
-    if rule == "DECADE":
-        return not after or after[0].text.lower() == "s"
-    if rule == "ORDINAL_OF":
-        return not after or after[0].text.lower()[:3] in _MONTHS
-    if rule == "MONEY":
-        return len(rules) > 0 and tokens[len(rules) - 1].text in CURRENCIES
-    if rule == "LETTERS":
-        return token.text.isalpha()
-    if rule == CONTINUE and token.space:
+    here = Here(tokens, rules)
+    if rule in _SIGNS and token.text not in _SIGNS[rule]:
         return False
-    if rule == CONTINUE:
-        head = _head(rules)
-        if token.is_number:
-            return head in _DIGITS_CONTINUE
-        return head in _LETTERS_CONTINUE or (head in _DIGITS_CONTINUE and token.text in ",.")
+    special = _STANDS_FOR.get(rule)
+    return special is None or special(here)
+
+
+def _skip(here: Here) -> bool:
+    """A word is never left out, and of numbers no cents alone."""
+    text = here.token.text
+    if text in _NEVER_SILENT or (here.last == "TO" and text not in CURRENCIES):
+        return False
+    return not text.isalnum() or (text == "00" and here.last == SKIP)
+
+
+def _sign(here: Here) -> bool:
+    if here.token.text == "x":
+        return here.before is not None and here.before.is_number
+    if here.token.text not in _MARKS:
+        return True
+    between = here.before is not None and here.joins and here.before.text.isalnum()
+    return between and not (here.after and here.after[0].space)
+
+
+def _to(here: Here) -> bool:
+    if not here.after:
+        return True
+    following = here.after[0]
+    return (
+        following.is_number
+        or following.text in (*CURRENCIES, "-", "−")
+        or following.text.lower() in _CALENDAR
+        or (here.last == "ROMAN_CARDINAL" and following.text.isupper())
+    )
+
+
+def _money(here: Here) -> bool:
+    if here.before is not None and here.before.text in CURRENCIES:
+        return True
+    return here.last == "TO" and any(one.text in CURRENCIES for one in here.tokens[: len(here.rules)][-6:])
+
+
+def _expand(here: Here) -> bool:
+    text, after = here.token.text.lower(), here.after
+    if not after:
+        return True
+    point = here.joined and after[0].text == "."
+    if text in _CALENDAR and not point:
+        dated = after[0].is_number or after[0].text in "-–" or here.last in ("TO", "ORDINAL_OF")
+        return dated and here.token.text[0].isupper()
+    if text in ABBREVIATIONS and text not in _NO_POINT and not point:
+        return False
+    if text in _BEFORE_NUMBERS:
+        return any(one.is_number for one in after[:2])
+    if text in _BEFORE_NAMES:
+        return len(after) > 1 and after[1].text[:1].isupper()
+    if text == "al":
+        return here.before is not None and here.before.text == "et"
+    if text == "v":
+        return here.before is not None and here.before.text[0].isupper() and here.token.text == "v"
+    if text in ("n", "s", "e", "w") and len(after) > 1 and (after[1].space or not after[1].text.isalpha()):
+        return here.token.text.isupper() and here.before is not None and here.before.is_number
     return True
 
 
-def _head(rules: Sequence[str]) -> str:
-    """Return the last rule that continues no other."""
-    return next((rule for rule in reversed(rules) if rule != CONTINUE), "")
+def _letters(here: Here) -> bool:
+    """A word in small letters is not spelled, but for short ones and those that nobody could say."""
+    text = here.token.text
+    return text.isalpha() and (
+        not text.islower() or len(text) < 3 or not set(text) & set("aeiouy") or text == "html"
+    )
+
+
+def _roman(here: Here) -> bool:
+    behind = here.before is not None and here.before.text.isalpha()
+    return (behind or here.last == "TO") and not (
+        here.token.text == "I" and here.joined and here.after[0].text in "'’"
+    )
+
+
+def _unit(here: Here) -> bool:
+    if here.token.text not in _INCHES_AND_FEET:
+        return True
+    return here.joins and not (here.joined and here.after[0].text.isalpha())
+
+
+def _decade(here: Here) -> bool:
+    after = here.after
+    return not after or after[0].text.lower() == "s" or (after[0].text in "'’" and here.joined)
+
+
+def _continue(here: Here) -> bool:
+    if here.token.space:
+        return False
+    if here.token.is_number:
+        return here.head in _DIGITS_CONTINUE
+    return here.head in _LETTERS_CONTINUE or (here.head in _DIGITS_CONTINUE and here.token.text in ",.")
+
+
+# Rule: what it may stand for. "EXPAND_OTHER": a street has a name before it.
+_STANDS_FOR: dict[str, Callable[[Here], bool]] = {
+    SKIP: _skip,
+    "SIGN": _sign,
+    "POINT": lambda here: not here.after or (here.joined and here.after[0].is_number),
+    "TO": _to,
+    "MONEY": _money,
+    "EXPAND": _expand,
+    "EXPAND_OTHER": lambda here: here.before is not None and here.before.text.isalpha(),
+    "LETTERS": _letters,
+    "ROMAN_CARDINAL": _roman,
+    "ROMAN_ORDINAL": _roman,
+    "UNIT": _unit,
+    "DECADE": _decade,
+    "LARGE": lambda here: here.joins,
+    "ORDINAL_OF": lambda here: not here.after or here.after[0].text.lower()[:3] in _MONTHS,
+    CONTINUE: _continue,
+}
 
 
 def _ends_with(rules: Sequence[str], last: tuple[str, ...]) -> bool:

@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mm_llama.voice.words import ABBREVIATIONS, CURRENCIES, MONTHS, SIGNS, UNITS
+from mm_llama.voice.words import ABBREVIATIONS, CURRENCIES, FRACTIONS, LARGE, MONTHS, SIGNS, UNITS
 from mm_llama.voice.written import Token, split
 
 PLAIN, SKIP, CONTINUE, PAUSE = "PLAIN", "SKIP", "CONTINUE", "PAUSE"
 _ROMAN = re.compile(r"M{0,3}(CM|CD|D?C{0,3})(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
+_ROUND = {"100": "hundreds", "1000": "thousands"}  # "100s of people"
+_POWERS = {"²": "square ", "³": "cubic "}
 _ROMAN_VALUES = {"M": 1000, "D": 500, "C": 100, "L": 50, "X": 10, "V": 5, "I": 1}
 
 
@@ -162,6 +164,8 @@ def _year(reading: Reading, place: int) -> str:
 
 
 def _decade(reading: Reading, place: int) -> str:
+    if reading.digits(place) in _ROUND:
+        return _ROUND[reading.digits(place)]
     said = in_words(int(reading.digits(place)), "year", reading.language)
     return said[:-1] + "ies" if said.endswith("y") else said + "s"
 
@@ -188,19 +192,26 @@ def _cents(reading: Reading, place: int) -> str:
 
 
 def _money_word(reading: Reading, place: int) -> str:
-    return f"{reading.letters(place)} {reading.currency(place)[1]}"
+    letters = reading.letters(place)
+    return f"{LARGE.get(letters, letters)} {reading.currency(place)[1]}"
 
 
 def _unit(reading: Reading, place: int) -> str:
-    before = reading.before(place)
+    before, letters, power = reading.before(place), reading.letters(place), ""
+    if letters[-1:] in _POWERS:
+        letters, power = letters[:-1], _POWERS[letters[-1]]
     if before is not None and before.text == "/":  # per one of it
-        return _found(UNITS, reading.letters(place), 0)
+        return power + _found(UNITS, letters, 0)
     part = place >= 2 and reading.rules[place - 1] in ("DIGITS", "DENOMINATOR")
-    return _found(UNITS, reading.letters(place), 0 if reading.amount(place) == 1 and not part else 1)
+    below_one = before is not None and before.text in FRACTIONS and reading.amount(place) is None
+    one = below_one or (reading.amount(place) == 1 and not part)
+    return power + _found(UNITS, letters, 0 if one else 1)
 
 
 def _sign(reading: Reading, place: int) -> str:
-    text = reading.tokens[place].text
+    text, before = reading.tokens[place].text, reading.before(place)
+    if text in FRACTIONS:
+        return FRACTIONS[text][before is not None and before.is_number]
     if text not in SIGNS:
         raise Unreadable(f"{text!r} has no name")
     return SIGNS[text]
@@ -217,8 +228,9 @@ def _minutes(reading: Reading, place: int) -> str:
     digits = reading.digits(place)
     if digits == "00":
         following = reading.after(place)
-        half_day = following is not None and following.text.lower() in ("am", "pm", "a", "p")
-        return "" if half_day else "o'clock"
+        if following is not None and following.text.lower() in ("am", "pm", "a", "p"):
+            return ""
+        return "hundred" if (reading.amount(place) or 0) > 12 else "o'clock"
     return ("oh " if digits[0] == "0" else "") + reading.number(place)
 
 
@@ -265,7 +277,18 @@ RULES: dict[str, Callable[[Reading, int], str]] = {
     ),
     "EXPAND": _expanded(0),
     "EXPAND_OTHER": _expanded(1),
+    "LARGE": lambda reading, place: _large(reading, place),
+    "BY": lambda reading, place: "by",
+    "OVER": lambda reading, place: "over",
+    "OUT_OF": lambda reading, place: "out of",
 }
+
+
+def _large(reading: Reading, place: int) -> str:
+    letters = reading.letters(place)
+    if letters not in LARGE:
+        raise Unreadable(f"{letters!r} stands for no large number")
+    return LARGE[letters]
 
 
 def _numerator(reading: Reading, place: int) -> str:

@@ -24,10 +24,8 @@ from mm_llama.voice.fitting import best_fitting
 from mm_llama.voice.rules import CONTINUE, PLAIN, SKIP, Reading, Writer
 from mm_llama.voice.written import Splitter, Token
 
-LONG, LONGEST = (
-    240,
-    300,
-)  # characters of a breath: from the first on it ends at a pause, and with the second anywhere
+LONG = 240  # characters of a breath, from which on it ends at the next pause
+LONGEST = 300  # and with which it ends anywhere
 _END = re.compile(r"[.!?…][\"')\]”’]*$")
 _PAUSE = re.compile(r"[,;:—–)][\"')\]”’]*$")
 _MARKS = frozenset("';:,.!?—…\"()“”’‘-–")  # signs that the phones have, or that stand between letters
@@ -76,9 +74,8 @@ class Wording:
         self._count = 0  # tokens of the core
         # Of recent core tokens of this line: where they end in bytes, their positions, their states for the prosody.
         self._core: list[tuple[int, int, Tensor | None]] = []
-        self._unread: list[
-            tuple[int, Tensor]
-        ] = []  # where they end, and states that the normaliser has not seen
+        # Where they end, and states that the normaliser has not seen.
+        self._unread: list[tuple[int, Tensor]] = []
         self._told = 0  # up to which position states were told with words
         self._length = 0  # characters of this breath
 
@@ -216,13 +213,21 @@ class Wording:
 
 
 def spoken_signs(text: str) -> str:
-    """Return what can be said of a word: letters, digits and marks; other signs have no name and are left out."""
-    kept = "".join(
-        one
-        for one in text
-        if one.isspace() or one.isalnum() or unicodedata.category(one)[0] == "M" or one in _MARKS
-    )
+    """Return what can be said of a word: letters, digits and marks.
+
+    Other signs have no name and are left out; what stood on both sides of one are two words.
+    """
+    kept = "".join(one if one in _MARKS or _spoken(one) else " " for one in text if not _formats(one))
     return " ".join(kept.split())
+
+
+def _spoken(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
+
+
+def _formats(character: str) -> bool:
+    """True for what only joins or parts the letters beside it, as a soft hyphen does."""
+    return unicodedata.category(character) == "Cf"
 
 
 def check_script(text: str) -> None:

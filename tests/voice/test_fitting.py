@@ -117,6 +117,16 @@ SAID = {
     "$1,000.00": "one thousand dollars",
     "No. He said so.": "No. He said so.",
     "a = b": "a equals b",
+    "It is 24/7 here": "It is twenty four seven here",
+    "He is 5'10\" tall.": "He is five feet ten inches tall.",
+    "agent 007": "agent zero zero seven",
+    "1½ cups": "one and a half cups",
+    "tea w/ milk, w/o sugar": "tea with milk, without sugar",
+    "in Washington, D.C. now": "in Washington, D C now",
+    "99¢ or 20 USD": "ninety nine cents or twenty U S dollars",
+    "$3.5M": "three point five million dollars",
+    "ask jane_doe@mail.com": "ask jane underscore doe at mail dot com",
+    "www.a.com/2024/x": "www dot a dot com slash two zero two four slash x",
     "1.5% of it (2.5%)": "one point five percent of it (two point five percent)",
 }
 
