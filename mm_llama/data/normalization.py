@@ -41,7 +41,7 @@ def normalization(
     root: str | Path | Sequence[str | Path],
     out: str | Path,
     split: str = "train",
-    num_train: int = 32_000,
+    num_train: int = 24_000,
     num_held_out: int = 1_000,
     seed: int = 0,
 ) -> JsonlChat:
