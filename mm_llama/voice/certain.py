@@ -236,6 +236,37 @@ def _is_capital(token: Token) -> bool:
     return len(token.text) == 1 and token.text.isupper()
 
 
+def _half_day(here: Here) -> Only:
+    """Of "a.m." behind a number, and of the point in "7.45 pm"."""
+    text, timed = here.token.text.lower(), here.before is not None and here.before.is_number
+    if timed and text in ("am", "pm"):
+        return ("LETTERS",)
+    if here.token.is_number and here.last == SKIP and here.before is not None and here.before.text == ".":
+        return ("MINUTES",) if here.after and here.after[0].text.lower() in ("am", "pm", "a", "p") else None
+    if timed and text in ("a", "p") and here.follows(0, ".") and here.follows(1, "m", "M"):
+        return ("LETTERS",)
+    if here.joins and here.head == "LETTERS" and "".join(_run(here)) in ("a", "p", "a.", "p.", "a.m", "p.m"):
+        return (CONTINUE,) if text in (".", "m") else None
+    if not timed or text != "." or not here.joined or len(here.after) < 2 or len(here.after[0].text) != 2:
+        return None
+    half = here.after[1].text.lower() in ("am", "pm") or (
+        here.after[1].text.lower() in ("a", "p") and len(here.after) > 2 and here.after[2].text == "."
+    )
+    return (SKIP,) if half and here.after[0].is_number and int(here.after[0].text) < 60 else None
+
+
+def _run(here: Here) -> list[str]:
+    """Return what stands before it and is no number, back to white space or a number."""
+    found: list[str] = []
+    for token in reversed(here.tokens[: len(here.rules)]):
+        if token.is_number:
+            break
+        found.insert(0, token.text.lower())
+        if token.space:
+            break
+    return found
+
+
 def _compass(here: Here) -> Only:
     if here.before is not None and here.before.text == "°" and here.token.text in ("N", "S", "E", "W"):
         return ("EXPAND",)
@@ -294,6 +325,14 @@ def _continues(here: Here) -> Only:
             here.rules[-2] == "TO" or here.tokens[len(here.rules) - 2].text == "°"
         )
         return None if pointless else (CONTINUE,)
+    if (
+        token.text == "."
+        and here.last == CONTINUE
+        and here.head == "EXPAND"
+        and before.text.isalpha()
+        and after
+    ):
+        return (CONTINUE,)  # the second of "e.g."
     if before.is_number and here.last == "ORDINAL" and token.text.lower() in _ORDINAL_ENDINGS:
         return (CONTINUE,)
     if token.text == "." and here.joined and here.head == "MONEY" and after[0].is_number:
@@ -305,5 +344,5 @@ def _continues(here: Here) -> Only:
 
 _TELL: tuple[Callable[[Here], Only], ...] = (
     _in_address, _all_day, _height, _number, _money_word, _fraction_or_power, _title_or_street, _with_a_stroke,
-    _initials, _compass, _unit, _continues,
+    _half_day, _initials, _compass, _unit, _continues,
 )  # fmt: skip

@@ -193,11 +193,20 @@ def _sign(here: Here) -> bool:
         return here.before is not None and here.before.is_number
     if here.token.text not in _MARKS:
         return True
-    between = here.before is not None and here.joins and here.before.text.isalnum()
-    return between and not (here.after and here.after[0].space)
+    if here.before is None or not here.joins or not here.before.text.isalnum():
+        return False
+    if here.before.is_number and here.after and here.after[0].is_number:
+        return here.last == "DIGITS"  # of an address: a decimal has a point
+    return not (here.after and here.after[0].space)
 
 
 def _to(here: Here) -> bool:
+    if (
+        here.last == "LETTERS"
+        and here.before is not None
+        and here.before.text.lower() not in ("am", "pm", "m")
+    ):
+        return False
     if not here.after:
         return True
     following = here.after[0]
@@ -247,10 +256,13 @@ def _letters(here: Here) -> bool:
 
 
 def _roman(here: Here) -> bool:
-    behind = here.before is not None and here.before.text.isalpha()
-    return (behind or here.last == "TO") and not (
-        here.token.text == "I" and here.joined and here.after[0].text in "'’"
-    )
+    """Behind a word, or at the end of a range; "I" may be the speaker's, and "X" of "X-100" is a letter."""
+    text, behind = here.token.text, here.before is not None and here.before.text.isalpha()
+    if here.joined and here.after[0].text in "-–":
+        return behind and len(text) > 1
+    if text == "I" and here.joined and here.after[0].text in "'’":
+        return False
+    return behind or here.last == "TO"
 
 
 def _unit(here: Here) -> bool:
@@ -265,7 +277,7 @@ def _decade(here: Here) -> bool:
 
 
 def _continue(here: Here) -> bool:
-    if here.token.space:
+    if here.token.space or here.token.text in _NEVER_SILENT:
         return False
     if here.token.is_number:
         return here.head in _DIGITS_CONTINUE

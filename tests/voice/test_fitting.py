@@ -119,6 +119,8 @@ SAID = {
     "a = b": "a equals b",
     "It is 24/7 here": "It is twenty four seven here",
     "He is 5'10\" tall.": "He is five feet ten inches tall.",
+    "Q&A": "Q and A",
+    "at 7.45 pm or 8 a.m. now": "at seven forty five P M or eight A M now",
     "agent 007": "agent zero zero seven",
     "1½ cups": "one and a half cups",
     "tea w/ milk, w/o sugar": "tea with milk, without sugar",
