@@ -117,6 +117,16 @@ def _number(here: Here) -> Only:
         return (SKIP,)
     if before is not None and before.text in CURRENCIES and here.joins and here.last == SKIP and after:
         return ("CARDINAL",) if _is_large(after) else ("MONEY",)
+    if tuple(here.rules[-3:]) == (SKIP, "CARDINAL", "TO") and after and not _is_large(after):
+        return ("MONEY",) if here.tokens[len(here.rules) - 3].text in CURRENCIES else None
+    if (
+        len(token.text) == 3
+        and here.follows(0, "-")
+        and len(after) > 2
+        and after[1].is_number
+        and here.follows(2, "-")
+    ):
+        return ("DIGITS",)  # the first of three groups and more
     if token.text[0] == "0" and len(token.text) > 2 and not (here.joins and here.last == "POINT"):
         return ("DIGITS",)
     return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from mm_llama.voice.certain import NUMBER, Here, certain
-from mm_llama.voice.rules import CONTINUE, NAMES, PAUSE, PLAIN, SKIP, Reading, Unreadable
+from mm_llama.voice.rules import CONTINUE, NAMES, PAUSE, PLAIN, SKIP, Reading, Unreadable, roman
 from mm_llama.voice.words import ABBREVIATIONS, CURRENCIES, MONTHS, SIGNS
 from mm_llama.voice.written import Token
 
@@ -127,8 +127,9 @@ def fits(tokens: Sequence[Token], rules: Sequence[str], rule: str) -> bool:
     place, token = len(rules), tokens[len(rules)]
     if (only := certain(tokens, rules)) is not None:
         return rule in only
-    if rule == PLAIN:
-        return not token.is_number and not _is_said(Here(tokens, rules))  # digits are said in words
+    if rule == PLAIN:  # digits are said in words
+        here = Here(tokens, rules)
+        return not token.is_number and not _is_said(here) and not _is_numeral(here)
     if not _stands_for(tokens, rules, rule, token):
         return False
     if (before := _BEHIND.get(rule)) and not any(_ends_with(rules, one) for one in before):
@@ -172,6 +173,20 @@ def _is_said(here: Here) -> bool:
     return words and here.joins and here.joined and text in SIGNS and text not in _PAUSES
 
 
+def _is_numeral(here: Here) -> bool:
+    """Whether it is a Roman numeral that is no word and no name: "II", "LVIII"."""
+    text, behind = here.token.text, here.before is not None and here.before.text.isalpha()
+    in_code = (
+        not here.after or here.after[0].is_number or (here.joined and here.after[0].text not in ".,;:!?)")
+    )
+    if not behind or in_code or len(text) < 2 or not (set(text) <= set("IVX") or len(text) > 3):
+        return False
+    try:
+        return roman(text) > 0
+    except Unreadable:
+        return False
+
+
 def _stands_for(tokens: Sequence[Token], rules: Sequence[str], rule: str, token: Token) -> bool:
     here = Here(tokens, rules)
     if rule in _SIGNS and token.text not in _SIGNS[rule]:
@@ -183,7 +198,7 @@ def _stands_for(tokens: Sequence[Token], rules: Sequence[str], rule: str, token:
 def _skip(here: Here) -> bool:
     """A word is never left out, and of numbers no cents alone."""
     text = here.token.text
-    if text in _NEVER_SILENT or (here.last == "TO" and text not in CURRENCIES):
+    if text in (*_NEVER_SILENT, "_") or (here.last == "TO" and text not in CURRENCIES):
         return False
     return not text.isalnum() or (text == "00" and here.last == SKIP)
 
@@ -196,7 +211,8 @@ def _sign(here: Here) -> bool:
     if here.before is None or not here.joins or not here.before.text.isalnum():
         return False
     if here.before.is_number and here.after and here.after[0].is_number:
-        return here.last == "DIGITS"  # of an address: a decimal has a point
+        # Of the address of a machine: a decimal has a point, and in a telephone number there is a pause.
+        return here.last == "DIGITS" and PAUSE not in here.rules[-2:] and len(here.after[0].text) < 4
     return not (here.after and here.after[0].space)
 
 
@@ -248,11 +264,12 @@ def _expand(here: Here) -> bool:
 
 
 def _letters(here: Here) -> bool:
-    """A word in small letters is not spelled, but for short ones and those that nobody could say."""
+    """A word in small letters is not spelled, but for short ones and those that nobody could say; nor is a numeral."""
     text = here.token.text
-    return text.isalpha() and (
-        not text.islower() or len(text) < 3 or not set(text) & set("aeiouy") or text == "html"
-    )
+    if not text.isalpha() or (_is_numeral(here) and text != "IV"):  # "an IV drip"
+        return False
+    word = text.islower() or (text[1:].islower() and len(text) > 2)
+    return not word or len(text) < 3 or text == "html" or not set(text.lower()) & set("aeiouy")
 
 
 def _roman(here: Here) -> bool:

@@ -203,8 +203,11 @@ def _unit(reading: Reading, place: int) -> str:
     if before is not None and before.text == "/":  # per one of it
         return power + _found(UNITS, letters, 0)
     part = place >= 2 and reading.rules[place - 1] in ("DIGITS", "DENOMINATOR")
-    below_one = before is not None and before.text in FRACTIONS and reading.amount(place) is None
-    one = below_one or (reading.amount(place) == 1 and not part)
+    if before is not None and before.text in FRACTIONS:
+        whole = reading.before(place, 2)
+        one = whole is None or not whole.is_number
+    else:
+        one = reading.amount(place) == 1 and not part
     return power + _found(UNITS, letters, 0 if one else 1)
 
 
