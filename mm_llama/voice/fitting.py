@@ -207,7 +207,10 @@ def _sign(here: Here) -> bool:
     if here.token.text == "x":
         return here.before is not None and here.before.is_number
     if here.token.text not in _MARKS:
-        return True
+        numbers = (
+            here.before is not None and here.before.is_number and bool(here.after) and here.after[0].is_number
+        )
+        return not (numbers and here.joined and here.token.text in "-–")
     if here.before is None or not here.joins or not here.before.text.isalnum():
         return False
     if here.before.is_number and here.after and here.after[0].is_number:
@@ -266,7 +269,8 @@ def _expand(here: Here) -> bool:
 def _letters(here: Here) -> bool:
     """A word in small letters is not spelled, but for short ones and those that nobody could say; nor is a numeral."""
     text = here.token.text
-    if not text.isalpha() or (_is_numeral(here) and text != "IV"):  # "an IV drip"
+    in_small = here.before is not None and here.before.text.islower()
+    if not text.isalpha() or (_is_numeral(here) and not (text == "IV" and in_small)):  # "an IV drip"
         return False
     word = text.islower() or (text[1:].islower() and len(text) > 2)
     return not word or len(text) < 3 or text == "html" or not set(text.lower()) & set("aeiouy")
