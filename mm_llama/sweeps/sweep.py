@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,11 +22,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mm_llama.paths import conf_dir
-from mm_llama.stages.preemption import EXIT_CODE, NAMES, Stopped
+from mm_llama.stages.preemption import EXIT_CODE, NAMES, Stopped, stop_signals
 from mm_llama.sweeps import job as job_module
 from mm_llama.sweeps.job import run_job
 from mm_llama.sweeps.ledger import FAILED, FINISHED, Entry, Ledger, is_running
 from mm_llama.sweeps.plan import Job, parse, plan, points, swept
+
+# Launchers whose jobs are processes on this machine that end with the sweep.
+ELSEWHERE = ("JoblibLauncher", "LocalLauncher")
 
 
 def run_sweep(overrides: Sequence[str]) -> int:
@@ -38,7 +41,7 @@ def run_sweep(overrides: Sequence[str]) -> int:
     """
     for name in ("hydra", "hydra_plugins"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with initialize_config_dir(str(conf_dir()), job_name="mm_llama", version_base="1.3"):
+    with stop_signals(), initialize_config_dir(str(conf_dir()), job_name="mm_llama", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         cfg = hydra.compose_config("train", list(overrides), run_mode=RunMode.MULTIRUN)
@@ -134,7 +137,7 @@ class Sweep:
         overrides = [[*job.overrides, *self._own(job, together)] for job in jobs]
         job_module.sweep_process = os.getpid()
         try:
-            with self._signals():
+            with self._signals() if self.launcher in ELSEWHERE else nullcontext():
                 launcher.launch(overrides, initial_job_idx=0)
         except (SystemExit, KeyboardInterrupt) as stop:
             self.stopped = self.stopped or (stop.name if isinstance(stop, Stopped) else "interrupted")
@@ -162,9 +165,8 @@ class Sweep:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Until the end of the block a first signal stops the jobs, each saved; a second one acts as before."""
+        """Until the end of the block a first signal is sent on to the workers, and waited for; a second one leaves."""
         previous: dict[int, Any] = {}
-        elsewhere = self.launcher in ("JoblibLauncher", "LocalLauncher")
 
         def restore() -> None:
             while previous:
@@ -173,8 +175,6 @@ class Sweep:
         def receive(number: int, frame: FrameType | None) -> None:
             self.stopped = signal.Signals(number).name
             restore()
-            if not elsewhere:
-                raise SystemExit(EXIT_CODE)
             import psutil
 
             for child in psutil.Process().children():

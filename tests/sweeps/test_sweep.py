@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from mm_llama.cli import main
+from mm_llama.stages.checkpoint_files import find_checkpoint
 from mm_llama.stages.lock import run_lock
+from mm_llama.stages.metrics import read_metrics
 from mm_llama.sweeps import identity, job
 from tests.sweeps.conftest import folders_of, lines_of, overrides, tensors_of
 
@@ -223,6 +225,11 @@ def test_a_sweep_from_a_file_and_folders_of_ones_own_configs(folder: Path, tmp_p
     assert lines_of(tmp_path / "image_sft_sweep")[0]["config_dirs"] == [str(tmp_path / "conf")]
 
 
+def steps_of(run: Path) -> list[int]:
+    """The steps that a run has logged, after a 0."""
+    return [0, *(record["step"] for record in read_metrics(run / "metrics.jsonl"))]
+
+
 LONG = ("threads=1", "stage.num_steps=60", "stage.save_every=5", "optim.lr=1e-3,3e-3", "-m")
 
 
@@ -248,7 +255,8 @@ def test_an_interrupted_sweep_goes_on_to_the_same_tensors(
     argv, sweep = overrides(folder, *LONG, f"name={name}"), folder / "runs" / f"{name}_sweep"
     process = start(argv)
     deadline = time.monotonic() + 200
-    while len(lines_of(sweep)) < 3 or not list((folders_of(sweep)["lr-0.003"]).glob("checkpoints/step_*")):
+    # In the second job, two steps after it saved.
+    while len(lines_of(sweep)) < 3 or steps_of(folders_of(sweep)["lr-0.003"])[-1] < 7:
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     os.kill(process.pid, number)
@@ -257,6 +265,11 @@ def test_an_interrupted_sweep_goes_on_to_the_same_tensors(
     assert code < 0 or f"{number.name}: the sweep was stopped; the same command continues it" in out
     assert [line["status"] for line in lines_of(sweep)][:3] == ["started", "finished", "started"]
     jobs = folders_of(sweep)
+    if code == 75:  # the step that was being made is finished and saved
+        steps = [
+            json.loads(line)["step"] for line in (jobs["lr-0.003"] / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert find_checkpoint(jobs["lr-0.003"]).name == f"step_{steps[-1]:08d}"
     first = (jobs["lr-0.001"] / "metrics.jsonl").stat().st_mtime_ns
     assert main(argv) == 0
     assert (jobs["lr-0.001"] / "metrics.jsonl").stat().st_mtime_ns == first
