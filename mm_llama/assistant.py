@@ -52,7 +52,6 @@ def load(
     from mm_llama.build import load_model
     from mm_llama.dtypes import choose_dtype
 
-    _check_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = choose_dtype("bfloat16" if (dtype, weights) == ("auto", "int8") else dtype, device)
@@ -63,17 +62,6 @@ def load(
 
         listen_by(BeamSearch(beam), model, tokenizer)
     return Assistant(model, tokenizer, chat_format)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}, expected cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no GPU here (`mm-llama doctor` says more)")
 
 
 class Assistant:

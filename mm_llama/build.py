@@ -84,12 +84,15 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in data.items()}
 
 
-def build(node: Any, **extra: Any) -> Any:
-    """Call the `_target_` of a config node, after every `_target_` in it has passed the allowlist."""
+def build(node: Any, where: str = "", **extra: Any) -> Any:
+    """Call the `_target_` of a config node, after every `_target_` in it has passed the allowlist.
+
+    Errors name keys below `where`.
+    """
     check_neighbours()
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)
-    return call(_resolve_assets(node), **extra)
+    return call(_resolve_assets(node), where, **extra)
 
 
 def check_neighbours() -> None:
@@ -152,6 +155,10 @@ def build_core(cfg: Mapping[str, Any], dtype: torch.dtype = torch.float32, devic
         return LoadedCore(core.to(device, dtype), _tokenizer(cfg, config), cfg["chat"])
     tokenizer = None if cfg.get("tokenizer") is None else resolve_source(cfg["tokenizer"])
     path = resolve_source(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"core.source={source}: there is no such file or folder; name a checkpoint, or choose core=NAME"
+        )
     load: Callable[..., LoadedCore] = load_core
     if is_vision(path):
         from mm_llama.released.load import load_text_core
@@ -218,8 +225,10 @@ def build_modalities(
                 f"modality/{name} reads the {reads} encoder, but there is none: choose modality/{reads}=NAME as well"
             )
         port = parts.get("port") or "cross_attended"
-        encoder: nn.Module | None = None if reads or port == "spoken" else build(parts["encoder"])
-        adapter: nn.Module = build(parts["adapter"])
+        encoder: nn.Module | None = (
+            None if reads or port == "spoken" else build(parts["encoder"], f"modality.{name}.encoder")
+        )
+        adapter: nn.Module = build(parts["adapter"], f"modality.{name}.adapter")
         modality: Modality
         if port == "spoken" and not reads:
             modality = Spoken(adapter, parts.get("layer") or 0)

@@ -94,14 +94,14 @@ def _allows(name: str, allowed: tuple[str, ...]) -> bool:
     return any(name.startswith(one) if one.endswith(".") else name == one for one in allowed)
 
 
-def call(node: Any, **extra: Any) -> Any:
+def call(node: Any, where: str = "", **extra: Any) -> Any:
     """Build plain data: every mapping with a `_target_` becomes what that returns, from the inside out.
 
     `_partial_: true` gives the function with its arguments, uncalled. `extra` are arguments of the outermost. Nothing
     in it is interpolated. Raises ValueError for a target that may not be called and for an argument that it lacks.
     """
-    check_targets(node)
-    return _call(node, "", extra)
+    check_targets(node, where)
+    return _call(node, where, extra)
 
 
 def _call(node: Any, path: str, extra: Mapping[str, Any]) -> Any:

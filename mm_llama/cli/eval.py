@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit is {args.limit}, expected a number of rows (0: all)")
+    if getattr(args, "batch_size", 1) < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected at least 1")
     for run in args.adapter:
         if not run.is_dir():
             raise FileNotFoundError(

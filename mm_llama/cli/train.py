@@ -155,7 +155,18 @@ def _check(argv: list[str]) -> tuple[DictConfig, list[str], list[str]]:
     name = "" if OmegaConf.is_missing(cfg, "name") else str(OmegaConf.select(cfg, "name"))
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"name={name} leaves the folder of runs: give a name, and the folder with runs=DIR")
+    _check_folder(Path(str(cfg.runs)).expanduser() / name)
     return cfg, single, folders
+
+
+def _check_folder(run: Path) -> None:
+    """Raise ValueError where no folder can be made for a run."""
+    there = next(place for place in (run.absolute(), *run.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written to" if there.is_dir() else "is no folder"
+        raise ValueError(
+            f"there can be no run at {run}, because {there} {what}: name another place with runs=DIR"
+        )
 
 
 def _addable(overrides: list[str], text: str) -> str:

@@ -81,7 +81,9 @@ class JsonlChat:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"data file {self.path} does not exist")
+            raise FileNotFoundError(
+                f"data file {self.path} does not exist: name one (data.train.0.source.path=FILE, or --data FILE)"
+            )
         self._folder = self.path.parent.absolute()
         self.offsets, self.lines, self.digest = index_lines(self.path)
         if not len(self.offsets):

@@ -37,6 +37,8 @@ def adamw(
     ending; one-dimensional tensors and those that `no_decay` lists are not decayed. Parameters must be
     float32 or wider, because they are the masters of lower-precision compute.
     """
+    if not lr > 0:
+        raise ValueError(f"optim.lr is {lr}, expected a rate above 0, such as 1e-3")
     for name, parameter in parameters.items():
         if not parameter.is_floating_point() or torch.finfo(parameter.dtype).bits < 32:
             raise ValueError(

@@ -59,6 +59,10 @@ def find_resume(run_dir: Path, resume: str, config: Mapping[str, Any]) -> Path |
         return own
     if resume in ("auto", "never", "must"):
         return None
+    if not Path(resume).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"stage.resume={resume} does not exist: expected auto, never, must, or the folder of a run to continue from"
+        )
     other = find_checkpoint(resume)
     _refuse_average(other)
     return other
@@ -78,6 +82,10 @@ def load_init(
     lineage: list[dict[str, Any]] = []
     for key, source in sorted(init.items(), key=lambda entry: -entry[0].count(".")):
         prefix = f"modality.{key}"
+        if not Path(source).expanduser().is_dir():
+            raise FileNotFoundError(
+                f"stage.init.{key}={source} does not exist: give the folder of a run, or train one first"
+            )
         trained = read_state(find_checkpoint(source))["train"]
         if "." not in key and not all(under(name, [prefix]) for name in trained):
             raise ValueError(f"stage.init.{key}={source} holds {trained}, not {prefix}")
