@@ -122,7 +122,8 @@ class Assistant:
         A part of a message's content is text, or a picture as a path, the bytes of a file or a PIL picture:
         `{"type": "image", "path": "cat.jpg"}`. Greedy unless `temperature` is above 0. `stream=True` gives an
         iterator of text pieces whose `result` is the whole answer with its tokens, stop reason and times; `watch`
-        names layers of the core whose states `written` of it tells (`mm_llama.voice.speak` reads them).
+        names layers of the core whose states `written` of it tells (`mm_llama.voice.speak` reads them). `compile` needs
+        a model that was loaded with weights="plain".
         Raises ValueError for messages that cannot be answered, pictures without an image adapter, and a
         conversation that with its answer does not fit the core's context: nothing is ever cut.
         """

@@ -227,6 +227,11 @@ class Llama(nn.Module):
             logits = linear(hidden, self.embedding.weight.to(hidden.dtype))
         return logits.float()
 
+    @property
+    def held(self) -> bool:
+        """Whether `hold` was called."""
+        return any(getattr(part, "_held", None) is not None for part in self.modules())
+
     def hold(self, form: str) -> None:
         """Hold all weights that are multiplied with in a form for inference (`mm_llama.core.kernels.FORMS`).
 

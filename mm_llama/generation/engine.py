@@ -187,6 +187,11 @@ class _Run:
     ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+        core = model if isinstance(model, Llama) else model.core
+        if compile and core.held:
+            raise ValueError(
+                'weights that are held for inference are not compiled: load the model with weights="plain"'
+            )
         if prefill_chunk < 0:
             raise ValueError(
                 f"prefill_chunk is {prefill_chunk}, expected 0 (the whole prompt at once) or more"

@@ -9,6 +9,7 @@ import torch
 
 from mm_llama.core.cache import KVCache
 from mm_llama.core.kernels import blocks_pay
+from mm_llama.generation.engine import generate
 from mm_llama.model import MultimodalLlama
 from tests.promises.material import CONFIG, features, pictures, tokens
 
@@ -57,3 +58,10 @@ def test_what_cannot_be_held_is_refused(make_model: Callable[..., MultimodalLlam
     expected = model(tokens(2, 5))
     model.hold("auto")
     assert torch.equal(model(tokens(2, 5)), expected) and not model.core.layers[0].attention.q.weight.is_meta
+
+
+def test_held_weights_are_not_compiled(make_model: Callable[..., MultimodalLlama]) -> None:
+    model = make_model(torch.bfloat16)
+    model.hold("int8")
+    with pytest.raises(ValueError, match='load the model with weights="plain"'):
+        generate(model, [[1, 2, 3]], max_new_tokens=2, compile=True)
