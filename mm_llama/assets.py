@@ -113,8 +113,8 @@ def asset(name: str, *, fetch: bool = True, progress: bool = True) -> Path:
 
 def asset_file(name: str, pattern: str, *, fetch: bool = True) -> Path:
     """The one file of an asset whose path ends in `pattern` (`*` and `?` as in a shell)."""
+    below(Path(name), pattern, f"asset:{name}/{pattern}")  # before anything is fetched
     folder = asset(name, fetch=fetch)
-    below(folder, pattern, f"asset:{name}/{pattern}")
     found = [path for path in sorted(folder.rglob(pattern)) if path.is_file() and path != folder / RECEIPT]
     if len(found) != 1:
         which = "no file" if not found else f"{len(found)} files ({found[0].name}, {found[1].name} ...)"

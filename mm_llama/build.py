@@ -64,7 +64,8 @@ def compose_config(name: str, overrides: Sequence[str] = (), *, with_hydra: bool
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Return the config as plain data, `dtype: auto` as what this machine computes in.
 
-    A missing or dangling value is a ValueError that names its key.
+    `hydra` and `sweep` are left out: how jobs are started is not what they compute. A missing or dangling value is
+    a ValueError that names its key.
     """
     for name, parts in (cfg.get("modality") or {}).items():
         if parts and parts.get("reads"):
@@ -81,7 +82,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(data, dict)
     if data.get("dtype") == "auto":
         data["dtype"] = dtype_name(choose_dtype("auto", data.get("device", "cpu")))
-    return {str(key): value for key, value in data.items()}
+    return {str(key): value for key, value in data.items() if key not in ("hydra", "sweep")}
 
 
 def build(node: Any, where: str = "", **extra: Any) -> Any:

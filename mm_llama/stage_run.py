@@ -79,8 +79,6 @@ def run_stage(cfg: DictConfig | Mapping[str, Any], run_dir: str | Path | None = 
     `run_dir` defaults to the config's `runs`/`name`; in a sweep every job has a folder of its own.
     """
     config = resolve(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)))
-    for key in ("hydra", "sweep"):  # about how jobs are started, not what they compute
-        config.pop(key, None)
     run_dir = Path(config["runs"]) / config["name"] if run_dir is None else Path(run_dir)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
