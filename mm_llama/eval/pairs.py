@@ -30,7 +30,7 @@ from mm_llama.data.samples import MediaRef, Sample, make_sample
 from mm_llama.data.sources import Row
 from mm_llama.eval.greedy import answer_greedily
 from mm_llama.eval.journal import clock, recall
-from mm_llama.eval.statistics import Accuracy
+from mm_llama.eval.statistics import Accuracy, bootstrap_95
 from mm_llama.model import MultimodalLlama
 
 
@@ -69,13 +69,7 @@ class PairsResult:
         """Bootstrap 95 % interval of the accuracy that resamples whole captions."""
         wins = np.array([sum(row) for row in self._wins()])
         sizes = np.array([len(row) for row in self.wrong])
-        generator = np.random.default_rng(seed)
-        shares = np.empty(num_resamples)
-        for index in range(num_resamples):
-            drawn = generator.integers(len(wins), size=len(wins))
-            shares[index] = wins[drawn].sum() / sizes[drawn].sum()
-        low, high = np.quantile(shares, [0.025, 0.975])
-        return float(low), float(high)
+        return bootstrap_95(wins, sizes, num_resamples, seed)
 
     def to_json(self) -> dict[str, Any]:
         """Accuracy with intervals, the share of captions likeliest beside their own picture, all captions."""

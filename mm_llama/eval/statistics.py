@@ -161,7 +161,7 @@ def paired_difference(
         group_of = np.asarray([order.setdefault(cluster, len(order)) for cluster in clusters])
     gain_by_group = np.bincount(group_of, weights=gains)
     size_by_group = np.bincount(group_of)
-    low, high = _bootstrap(gain_by_group, size_by_group, num_resamples, seed)
+    low, high = bootstrap_95(gain_by_group, size_by_group, num_resamples, seed)
     only_ours, only_theirs = int((gains > 0).sum()), int((gains < 0).sum())
     return PairedDifference(
         difference=float(gains.mean()),
@@ -194,7 +194,9 @@ def paired_seeds(
     sums = np.abs(signs @ gains)
     # The order of summation leaves roundings of the last place between sums that are equal.
     as_far = sums >= sums[0] - 1e-12 * np.abs(gains).sum()
-    low, high = _bootstrap(gains, np.ones(num), num_resamples, seed) if num >= ENOUGH_SEEDS else (None, None)
+    low, high = (
+        bootstrap_95(gains, np.ones(num), num_resamples, seed) if num >= ENOUGH_SEEDS else (None, None)
+    )
     return PairedSeeds(
         num=num,
         difference=float(gains.mean()),
@@ -206,7 +208,7 @@ def paired_seeds(
     )
 
 
-def _bootstrap(gains: np.ndarray, sizes: np.ndarray, num_resamples: int, seed: int) -> tuple[float, float]:
+def bootstrap_95(gains: np.ndarray, sizes: np.ndarray, num_resamples: int, seed: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean gain; `gains[i]` is the sum of a group of `sizes[i]`."""
     generator = np.random.default_rng(seed)
     resampled = np.empty(num_resamples)

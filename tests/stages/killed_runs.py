@@ -77,8 +77,11 @@ def kills(overrides: list[str], root: Path, number: int, seed: int) -> dict[str,
     while len(found["codes"]) < number or code != 0:
         name, more = f"run{run}", len(found["codes"]) < number
         kind = len(found["codes"]) % 8
-        if not more:
-            code, _ = attempt(overrides, root, name)
+        if not more or (len(found["codes"]) >= number // 2 and not found["finished"]):
+            code, _ = attempt(
+                overrides, root, name
+            )  # in peace, so that one run ends half-way and one at the end
+            more = False
         elif kind % 2:
             code, _ = attempt(overrides, root, name, after=draw.uniform(0, 0.8 * seconds))
         else:

@@ -90,7 +90,7 @@ def test_killed_anywhere_a_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     # 0: finished before its moment came; 75: told to stop; -9: killed. Nothing else may come of it.
     assert set(found["codes"]) <= {0, 75, -9}, (found["codes"], log[-3000:])
     assert found["codes"].count(-9) >= 25 and found["codes"].count(75) >= 3, found["codes"]
-    assert found["finished"]
+    assert len(found["finished"]) >= 2
     tensors, records = outcome(tmp_path / "runs/whole")
     assert [record["step"] for record in records] == list(range(1, 13))
     for name in found["finished"]:
