@@ -134,7 +134,7 @@ class _Shard:
         self.name = f"rows-{number:06d}.tar"
         self.path = folder / f".{self.name}.partial"
         self._file = self.path.open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115  closed when the shard is whole
         self.num_rows = 0
 
     @property

@@ -71,6 +71,22 @@ def test_a_step_made_again_is_equal_to_the_bit(tiny_model, tiny_loader, settings
     assert {path: path.read_bytes() for path in before} == before  # the run is only read
 
 
+def test_every_attempt_draws_what_the_step_drew(tiny_model, tiny_loader, settings, tmp_path):
+    drawn = []
+
+    def step(model, batch):
+        drawn.append(float(torch.rand(())))
+        output = next_token(model, batch)
+        return StepOutput(output.loss_sum * (1 + drawn[-1]), output.num_targets)
+
+    frozen = settings | {"train": ["modality.image.adapter"]}  # without dropout, so that only the step draws
+    train(tiny_model(), tiny_loader(), step, run_dir=tmp_path / "run", keep_last=0, **frozen)
+    first, second = drawn[6:8]  # of the fourth step's two micro-batches
+    drawn.clear()
+    replay(tiny_model(), tiny_loader(), step, 4, run_dir=tmp_path / "run", say=str, **frozen)
+    assert drawn == [first, second, *[first] * 8, first, second]  # the step, its rows, the next batch
+
+
 def test_rows_by_themselves_make_up_the_batch(tiny_model, tiny_batch):
     model, batch = tiny_model(), tiny_batch(2)
     whole = next_token(model, batch)
